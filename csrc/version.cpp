@@ -1,0 +1,7 @@
+#include "version.h"
+
+namespace samdistill {
+
+const char* version() noexcept { return SAMDISTILL_VERSION; }
+
+}  // namespace samdistill

@@ -1,0 +1,19 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real development images; the test skips, and says where it looked, when it is missing."""
+    root = Path(os.environ.get("SAMDISTILL_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (root / "polyps" / "images").is_dir():
+        pytest.skip(f"no development data at {root}: set SAMDISTILL_DATA to the folder that holds polyps/")
+    return root
