@@ -8,6 +8,7 @@ pixel centre, boxes by edge. Knows no model: the teacher's own resize rule lives
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -116,7 +117,8 @@ def map_points(
 ) -> npt.NDArray[np.float32]:
     """Map (N, 2) xy points between frames of two sizes, by pixel centre (centres lie at integers)."""
     scale = np.array([to_size[1] / from_size[1], to_size[0] / from_size[0]])
-    return ((points + 0.5) * scale - 0.5).astype(np.float32)
+    mapped: npt.NDArray[np.float32] = ((points + 0.5) * scale - 0.5).astype(np.float32)
+    return mapped
 
 
 def map_boxes(
@@ -124,12 +126,13 @@ def map_boxes(
 ) -> npt.NDArray[np.float32]:
     """Map (N, 4) half-open xyxy boxes between frames of two sizes, by edge."""
     scale = np.array([to_size[1] / from_size[1], to_size[0] / from_size[0]] * 2)
-    return (boxes * scale).astype(np.float32)
+    mapped: npt.NDArray[np.float32] = (boxes * scale).astype(np.float32)
+    return mapped
 
 
-def xywh_to_xyxy(boxes: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+def xywh_to_xyxy(boxes: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     """Convert (N, 4) boxes of left, top, width, height into half-open xyxy."""
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).astype(np.float32)
 
 
 def outer_box(mask: Mask) -> tuple[int, int, int, int] | None:
@@ -138,3 +141,49 @@ def outer_box(mask: Mask) -> tuple[int, int, int, int] | None:
     if rows.size == 0:
         return None
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+@dataclass(frozen=True)
+class ModelFrame:
+    """How one image enters the student and how its answer comes back; used by training and inference alike.
+
+    Parameters
+    ----------
+    image_size
+        (height, width) of the image.
+    size
+        (height, width) of the model frame: the whole resized image.
+    padded
+        (height, width) of what the student sees: `size` rounded up to a multiple.
+    """
+
+    image_size: tuple[int, int]
+    size: tuple[int, int]
+    padded: tuple[int, int]
+
+    @classmethod
+    def of(cls, image_size: tuple[int, int], size: int, multiple: int = 32) -> ModelFrame:
+        """The frame of an image of (height, width) pixels for a student of this shortest side."""
+        inner = model_size(image_size, size)
+        return cls(image_size, inner, padded_size(inner, multiple))
+
+    def pixels(self, image: Image) -> npt.NDArray[np.uint8]:
+        """Resize and pad a uint8 (H, W, 3) image into the student's uint8 (3, height, width)."""
+        padded = pad_image(resize_image(image, self.size), self.padded)
+        return np.ascontiguousarray(padded.transpose(2, 0, 1))
+
+    def probability_maps(self, logits: npt.NDArray[np.float32]) -> ProbabilityMaps:
+        """Turn the student's float32 (C, height, width) logits into probability maps (C, H, W) of the image.
+
+        Cuts the padding, takes the sigmoid and resizes, in this order.
+        """
+        inner = logits[:, : self.size[0], : self.size[1]]
+        return resize_maps(sigmoid(inner), self.image_size)
+
+
+def sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The logistic function, float32, without overflow."""
+    half: npt.NDArray[np.float32] = np.tanh(logits * np.float32(0.5))
+    half += np.float32(1.0)
+    half *= np.float32(0.5)
+    return half
