@@ -1,0 +1,102 @@
+"""Frozen dataclasses from TOML and back: strict about every key and type. Knows no single configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from samdistill.errors import UsageError
+
+T = TypeVar("T")
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file into a plain dict.
+
+    Raises
+    ------
+    UsageError
+        When the file is missing or is not TOML; the message has the line.
+    """
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}.") from error
+
+
+def build(cls: type[T], values: dict[str, Any], *, where: str = "configuration") -> T:
+    """Make a dataclass of plain values, nested dataclasses included.
+
+    Parameters
+    ----------
+    cls
+        A dataclass; fields may be int, float, str, bool, `X | None`, unions of these, `tuple[X, ...]` or
+        dataclasses.
+    values
+        Keys are field names; an int is accepted where a float is wanted.
+    where
+        What the values are, for messages.
+
+    Raises
+    ------
+    UsageError
+        For an unknown key, a wrong type, a missing field, or what the dataclass itself refuses.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UsageError(
+            f"{where} has the unknown key {unknown[0]!r}; it may have {', '.join(sorted(known))}."
+        )
+    try:
+        return cls(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """The plain values of a dataclass, tuples as lists, fields that are None left out (TOML has no null)."""
+    plain: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if value is None:
+            continue
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        plain[field.name] = list(value) if isinstance(value, tuple) else value
+    return plain
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise UsageError(f"{where} must be a table, not {value!r}.")
+        return build(hint, value, where=where)
+    if isinstance(hint, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        for option in options:
+            try:
+                return _convert(option, value, where)
+            except UsageError as error:
+                if dataclasses.is_dataclass(option) and isinstance(value, dict):
+                    raise error
+        raise UsageError(f"{where} must be {hint}, not {value!r}.")
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UsageError(f"{where} must be a list, not {value!r}.")
+        return tuple(_convert(typing.get_args(hint)[0], item, where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    raise UsageError(f"{where} must be {getattr(hint, '__name__', hint)}, not {value!r}.")

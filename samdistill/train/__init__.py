@@ -1,0 +1,1 @@
+"""Training: few labels and a teacher in, a run folder out. Everything below needs the extra `train`."""

@@ -1,0 +1,269 @@
+"""The configuration of a training run: what can be set, its defaults (the paper's) and its presets.
+
+Sources of the defaults: knowledge mining, section 4 (optimiser, loss, augmentation, size). Knows neither
+torch nor files other than TOML.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from samdistill.config import build, load_toml
+from samdistill.errors import UsageError
+from samdistill.intensity import IntensityRule
+
+STRATEGIES = ("supervised",)
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The student: U-Net++ with an encoder of segmentation_models_pytorch.
+
+    Parameters
+    ----------
+    encoder
+        Name as segmentation_models_pytorch knows it; `tu-<name>` for timm's.
+    encoder_weights
+        "auto": ImageNet where the weights are in the local cache, else none; "imagenet": they must be in the
+        cache; "none": random.
+    decoder_channels
+        Width of the five decoder stages, coarse to fine.
+    size
+        Shortest side of the model frame, pixels.
+    """
+
+    encoder: str = "resnet34"
+    encoder_weights: str = "auto"
+    decoder_channels: tuple[int, ...] = (256, 128, 64, 32, 16)
+    size: int = 224
+
+    def __post_init__(self) -> None:
+        _require(
+            self.encoder_weights in ("auto", "imagenet", "none"),
+            f"encoder_weights must be auto, imagenet or none, not {self.encoder_weights!r}.",
+        )
+        _require(
+            len(self.decoder_channels) == 5 and min(self.decoder_channels) > 0,
+            f"decoder_channels must be five positive widths, not {self.decoder_channels}.",
+        )
+        _require(32 <= self.size <= 2048, f"size must be 32..2048 px, not {self.size}.")
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """Adam and its schedule.
+
+    Parameters
+    ----------
+    learning_rate, weight_decay
+        Adam's (decoupled decay where it is above 0).
+    schedule
+        "plateau": times 0.5 after `plateau_patience` epochs without a lower validation loss, down to
+        `min_learning_rate`; "cosine": linear warm-up over 5 % of the steps, then half a cosine down to
+        `min_learning_rate`.
+    """
+
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.0
+    schedule: str = "plateau"
+    plateau_patience: int = 3
+    min_learning_rate: float = 1e-7
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.min_learning_rate <= self.learning_rate < 1,
+            f"learning_rate must be in [min_learning_rate, 1), not {self.learning_rate}.",
+        )
+        _require(self.weight_decay >= 0, f"weight_decay must be at least 0, not {self.weight_decay}.")
+        _require(
+            self.schedule in ("plateau", "cosine"),
+            f"schedule must be plateau or cosine, not {self.schedule!r}.",
+        )
+        _require(self.plateau_patience >= 0, f"plateau_patience must be >= 0, not {self.plateau_patience}.")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What the student sees of an image: one random view of the model frame.
+
+    Parameters
+    ----------
+    flip, transpose, rotate
+        Probability of each: horizontal and vertical flip (drawn apart), transposition, rotation.
+    rotate_degrees
+        The rotation's angle is uniform in plus or minus this.
+    zoom
+        The view's scale is drawn log-uniformly from 1 / (1 + zoom) to 1 + zoom.
+    crop
+        "centre" or "random": where the square view lies in the model frame.
+    brightness, contrast, colour
+        Strength of the photometric changes, as shares of the full range; 0 switches one off.
+    """
+
+    flip: float = 0.5
+    transpose: float = 0.5
+    rotate: float = 0.5
+    rotate_degrees: float = 90.0
+    zoom: float = 0.0
+    crop: str = "centre"
+    brightness: float = 0.0
+    contrast: float = 0.0
+    colour: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "transpose", "rotate"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name} must be a probability, not {value}.")
+        for name in ("zoom", "brightness", "contrast", "colour"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"{name} must be in [0, 1), not {value}.")
+        _require(
+            0 <= self.rotate_degrees <= 180, f"rotate_degrees must be 0..180, not {self.rotate_degrees}."
+        )
+        _require(self.crop in ("centre", "random"), f"crop must be centre or random, not {self.crop!r}.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Parameters
+    ----------
+    strategy
+        What uses the unlabelled images: "supervised" does not.
+    labels
+        The label budget: a share in (0, 1] of the training part or a number of images, validation images
+        included; None takes every label.
+    seed
+        Of the split, the weights, the batches and the views.
+    max_epochs, max_steps
+        An epoch is as many batches as the images fill, at least `min_epoch_steps`. With `max_steps` the run
+        takes exactly that many optimiser steps and never stops early.
+    batch
+        Images a step.
+    early_stop
+        Epochs without a lower validation loss after which training ends.
+    bce_weight
+        k of L = Dice + k BCE.
+    precision
+        "fp32", "bf16", "fp16", or "auto": bf16 where the hardware computes in it, fp16 on other GPUs, else
+        fp32.
+    intensity
+        The rule from raw pixels to uint8; None chooses identity for 8-bit data, else percentiles 0.5..99.5.
+    """
+
+    strategy: str = "supervised"
+    labels: int | float | None = None
+    seed: int = 0
+    max_epochs: int = 100
+    max_steps: int | None = None
+    min_epoch_steps: int = 100
+    batch: int = 8
+    early_stop: int = 10
+    bce_weight: float = 0.2
+    precision: str = "auto"
+    intensity: IntensityRule | None = None
+    student: StudentConfig = field(default_factory=StudentConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.strategy in STRATEGIES,
+            f"strategy must be one of {', '.join(STRATEGIES)}, not {self.strategy!r}.",
+        )
+        if isinstance(self.labels, float):
+            _require(0 < self.labels <= 1, f"labels must be a share in (0, 1], not {self.labels}.")
+        elif self.labels is not None:
+            _require(self.labels >= 5, f"labels must be at least 5 images (4 validate), not {self.labels}.")
+        for name in ("max_epochs", "min_epoch_steps", "batch", "early_stop"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}.")
+        _require(
+            self.max_steps is None or self.max_steps >= 1,
+            f"max_steps must be at least 1, not {self.max_steps}.",
+        )
+        _require(self.seed >= 0, f"seed must be at least 0, not {self.seed}.")
+        _require(self.bce_weight >= 0, f"bce_weight must be at least 0, not {self.bce_weight}.")
+        _require(
+            self.precision in PRECISIONS,
+            f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}.",
+        )
+
+
+PRESETS: dict[str, TrainConfig] = {
+    # The paper's recipe.
+    "paper": TrainConfig(),
+    # Fast on a CPU: a MobileNetV3-small U-Net++ at 128 px from random weights, which needs a far higher rate
+    # and stronger views than a pretrained ResNet does.
+    "light": TrainConfig(
+        max_epochs=40,
+        min_epoch_steps=50,
+        bce_weight=1.0,
+        student=StudentConfig(
+            encoder="tu-mobilenetv3_small_100", decoder_channels=(64, 48, 32, 24, 16), size=128
+        ),
+        optimiser=OptimiserConfig(
+            learning_rate=2e-3, weight_decay=0.01, schedule="cosine", min_learning_rate=1e-5
+        ),
+        augment=AugmentConfig(zoom=0.4, crop="random", brightness=0.2, contrast=0.3, colour=0.1),
+    ),
+}
+
+
+def load_config(
+    path: Path | None = None, *, preset: str = "paper", overrides: dict[str, Any] | None = None
+) -> TrainConfig:
+    """A preset, changed by a TOML file, changed by single values.
+
+    Parameters
+    ----------
+    path
+        TOML whose keys are TrainConfig's; tables `student`, `optimiser`, `augment`, `intensity`. It may name
+        its own `preset`.
+    preset
+        Key of PRESETS, used where the file names none.
+    overrides
+        Values by dotted key ("student.size"); None means not given.
+
+    Raises
+    ------
+    UsageError
+        For an unknown preset or key, a wrong type or a value out of range.
+    """
+    values = load_toml(path) if path else {}
+    preset = values.pop("preset", preset)
+    if preset not in PRESETS:
+        raise UsageError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}.")
+    for key, value in (overrides or {}).items():
+        if value is None:
+            continue
+        table = values
+        *tables, name = key.split(".")
+        for part in tables:
+            table = table.setdefault(part, {})
+        table[name] = value
+    return _changed(PRESETS[preset], values, str(path or "configuration"))
+
+
+def _changed(base: TrainConfig, values: dict[str, Any], where: str) -> TrainConfig:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        current = getattr(base, key, None)
+        if isinstance(value, dict) and isinstance(current, (StudentConfig, OptimiserConfig, AugmentConfig)):
+            changed = build(type(current), {**vars(current), **value}, where=f"{where}.{key}")
+            flat[key] = changed
+        else:
+            # Built alone, so that a wrong key or type is named before it meets the rest.
+            flat[key] = getattr(build(TrainConfig, {key: value}, where=where), key)
+    try:
+        return replace(base, **flat)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from error
