@@ -2,9 +2,12 @@
 // argument before it comes here; arrays are noconvert, and the GIL is released around the work.
 #include <pybind11/pybind11.h>
 
+#include "register.h"
 #include "version.h"
 
 PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.doc() = "samdistill's compiled core";
   module.def("version", &samdistill::version, "The version this module was built from.");
+  register_assignment(module);
+  register_masks(module);
 }

@@ -37,8 +37,8 @@ def build(cls: type[T], values: dict[str, Any], *, where: str = "configuration")
     Parameters
     ----------
     cls
-        A dataclass; fields may be int, float, str, bool, `X | None`, unions of these, `tuple[X, ...]` or
-        dataclasses.
+        A dataclass; fields may be int, float, str, bool, `Literal`, `X | None`, unions of these,
+        `tuple[X, ...]` or dataclasses.
     values
         Keys are field names; an int is accepted where a float is wanted.
     where
@@ -91,6 +91,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                 if dataclasses.is_dataclass(option) and isinstance(value, dict):
                     raise error
         raise UsageError(f"{where} must be {hint}, not {value!r}.")
+    if typing.get_origin(hint) is typing.Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise UsageError(f"{where} must be one of {', '.join(map(repr, choices))}, not {value!r}.")
+        return value
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             raise UsageError(f"{where} must be a list, not {value!r}.")

@@ -1,0 +1,7 @@
+// The topics of the module, one register_*.cpp each.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+void register_assignment(pybind11::module_& module);
+void register_masks(pybind11::module_& module);
