@@ -81,7 +81,7 @@ def hd95(
     """95 % Hausdorff distance: the larger of the two directed 95th percentiles of the surface distances.
 
     Percentiles interpolate linearly and each surface pixel counts once, as in MONAI (see
-    `surface_distances` for what a surface is, docs/evaluation.md for other definitions).
+    `surface` for what a surface pixel is, docs/evaluation.md for other definitions).
 
     Parameters
     ----------
@@ -102,10 +102,7 @@ def hd95(
     DeviceUnavailable
         When scipy is not installed.
     """
-    directed = surface_distances(prediction, truth, spacing=spacing, ignore=ignore)
-    if directed is None:
-        return float("nan")
-    return float(max(np.percentile(directed[0], 95.0), np.percentile(directed[1], 95.0)))
+    return hd95_and_asd(prediction, truth, spacing=spacing, ignore=ignore)[0]
 
 
 def asd(
@@ -119,8 +116,22 @@ def asd(
 
     Parameters, NaN and exceptions as in `hd95`; the definition is MONAI's with `symmetric=True`.
     """
+    return hd95_and_asd(prediction, truth, spacing=spacing, ignore=ignore)[1]
+
+
+def hd95_and_asd(
+    prediction: Mask,
+    truth: Mask,
+    *,
+    spacing: tuple[float, float] = (1.0, 1.0),
+    ignore: Mask | None = None,
+) -> tuple[float, float]:
+    """Both surface metrics from one search; parameters, NaN and exceptions as in `hd95`."""
     directed = surface_distances(prediction, truth, spacing=spacing, ignore=ignore)
-    return float("nan") if directed is None else float(np.concatenate(directed).mean())
+    if directed is None:
+        return float("nan"), float("nan")
+    tails = [float(np.percentile(distances, 95.0)) for distances in directed]
+    return max(tails), float(np.concatenate(directed).mean())
 
 
 def surface_distances(
@@ -132,8 +143,7 @@ def surface_distances(
 ) -> tuple[Scores, Scores] | None:
     """Distance from each surface pixel of one mask to the nearest surface pixel of the other, both ways.
 
-    A surface pixel is a foreground pixel with at least one of its four neighbours in the background;
-    beyond the image lies background. Parameters and exceptions as in `hd95`.
+    Parameters and exceptions as in `hd95`; what a surface pixel is, `surface` says.
 
     Returns
     -------
@@ -153,10 +163,17 @@ def surface_distances(
     nearest = _nearest_neighbour_search()
     # The nearest of a few hundred surface pixels is found faster in a tree than by a distance transform
     # of the box around both masks (0.6 against 1.3 ms on 256 x 256 px, 2 against 5 on 800 x 540 px).
-    here, there = np.argwhere(_surface(prediction)) * pixel, np.argwhere(_surface(truth)) * pixel
+    here, there = np.argwhere(surface(prediction)) * pixel, np.argwhere(surface(truth)) * pixel
     if here.size == 0 or there.size == 0:
         return None
     return nearest(there, here), nearest(here, there)
+
+
+def surface(mask: Mask) -> Mask:
+    """Foreground pixels with at least one of their four neighbours in the background, or beyond the image."""
+    framed = np.pad(mask, 1)
+    inner: Mask = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
+    return mask & ~inner
 
 
 def _one_class(prediction: Mask, truth: Mask) -> tuple[Masks, Masks]:
@@ -188,12 +205,6 @@ def _counted(ignore: Mask, shape: tuple[int, ...]) -> Mask:
     if ignored.shape != shape:
         raise ValueError(f"ignore must have the masks' shape {shape}, not {describe(ignore)}.")
     return ~ignored
-
-
-def _surface(mask: Mask) -> Mask:
-    framed = np.pad(mask, 1)
-    inner: Mask = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
-    return mask & ~inner
 
 
 def _nearest_neighbour_search() -> Callable[[npt.NDArray[Any], npt.NDArray[Any]], Scores]:

@@ -73,10 +73,9 @@ def bootstrap_mean(
     count, missing = int(known.sum()), int((~known).sum())
     if count == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0, missing)
+    names = list(range(len(numbers))) if groups is None else list(groups)
     order: dict[Hashable, int] = {}  # numbered as they come, so that equal input gives equal draws
-    index = np.array(
-        [order.setdefault(i if groups is None else groups[i], len(order)) for i in np.flatnonzero(known)]
-    )
+    index = np.array([order.setdefault(names[i], len(order)) for i in np.flatnonzero(known)])
     sums, sizes = np.bincount(index, numbers[known]), np.bincount(index)
     mean = float(sums.sum() / count)
     if len(order) < 2:
