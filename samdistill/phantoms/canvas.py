@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from PIL import ImageFilter
 
 from samdistill.arrays import Image
 
-Field: TypeAlias = npt.NDArray[np.float32]  # (H, W), or broadcastable to it
+Field: TypeAlias = npt.NDArray[Any]  # float32 (H, W), or broadcastable to it
 
 
 def smoothstep(field: Field, low: float, high: float) -> Field:

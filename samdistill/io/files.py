@@ -1,0 +1,100 @@
+"""Files that are either whole or not there: atomic writing, and hashes. Knows no format."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Write a file through a temporary one beside it, so that nobody ever sees half of it.
+
+    Yields the temporary path to write to. When the block ends well it is flushed to disk and renamed to
+    `path`, replacing what was there; when the block raises it is removed and `path` stays as it was. A
+    process killed in between leaves `path` as it was and a hidden `.<name>.<random>.tmp`.
+
+    Parameters
+    ----------
+    path
+        The file to write; its folder must exist.
+    """
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file atomically; see `atomic_write`."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole UTF-8 file atomically; see `atomic_write`."""
+    write_bytes(path, text.encode())
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder through a temporary one beside it; it appears under its name only when it is complete.
+
+    Yields the temporary folder, which exists and is empty. When the block ends well every file in it is
+    flushed to disk and it is renamed to `path`; when the block raises it is removed.
+
+    Parameters
+    ----------
+    path
+        The folder to make; missing, or empty.
+
+    Raises
+    ------
+    FileExistsError
+        When `path` is there and not an empty folder, before anything is written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} must be a new or empty folder. Remove it or name another.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                with Path(folder, name).open("rb") as file:
+                    os.fsync(file.fileno())
+            _sync_folder(Path(folder))
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _sync_folder(path.parent)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut; the folder's own entry has to reach the disk too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
