@@ -1,0 +1,83 @@
+"""`samdistill train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from samdistill.errors import UsageError
+
+
+def train(
+    data: Annotated[Path | None, typer.Argument(help="Data folder: images/, masks/, dataset.toml.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to write.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file; options given here override it.")] = None,
+    preset: Annotated[str, typer.Option(help="paper, or light: fast on a CPU.")] = "paper",
+    strategy: Annotated[str | None, typer.Option(help="supervised.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Label budget: a share such as 0.25, or a number of images. Default: all."),
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="Encoder, for example resnet34.")] = None,
+    size: Annotated[int | None, typer.Option(help="Shortest side in the model frame, px.")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps of the whole run, exactly; no early stop.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of split, weights, batches and views.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    fetch_encoder: Annotated[
+        str | None,
+        typer.Option(help="Download an encoder's ImageNet weights into the cache, and do nothing else."),
+    ] = None,
+) -> None:
+    """Train a student on a data folder and leave a run folder."""
+    if fetch_encoder is not None:
+        from samdistill.train.student import fetch_encoder as fetch
+
+        fetch(fetch_encoder)
+        return
+    if data is None or out is None:
+        raise UsageError("train needs DATA and --out RUN, for example: samdistill train data --out run.")
+    from samdistill.cli.progress import TrainingProgress
+    from samdistill.train.config import load_config
+
+    chosen = load_config(
+        config,
+        preset=preset,
+        overrides={
+            "strategy": strategy,
+            "labels": _budget(labels),
+            "student.encoder": encoder,
+            "student.size": size,
+            "max_steps": max_steps,
+            "batch": batch,
+            "seed": seed,
+            "precision": precision,
+        },
+    )
+    from samdistill.train.launch import train as launch
+
+    with TrainingProgress() as progress:
+        run = launch(data, out, chosen, progress, device=device, resume=resume)
+    result = run.record.result
+    print(
+        f"{out}: {result['steps']} steps in {result['seconds']:.0f} s, "
+        f"best validation Dice {result['best']['val_dice']:.3f} (epoch {result['best']['epoch']})"
+    )
+
+
+def _budget(text: str | None) -> int | float | None:
+    """`0.25` and `1.0` are shares, `25` is a number of images."""
+    if text is None:
+        return None
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--labels must be a share such as 0.25 or a number of images, not {text!r}."
+        ) from error

@@ -1,0 +1,204 @@
+"""Training data: images and targets in the canonical frame, held in memory, and the batches drawn from them.
+
+A batch is a pure function of seed, stream and step, so a resumed run draws what the uninterrupted one would
+have drawn. Knows no loss and no student.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from samdistill.arrays import Image
+from samdistill.geometry import model_size, pad_image, padded_size, resize_image, resize_masks
+from samdistill.intensity import IntensityRule
+from samdistill.io.dataset import Case
+from samdistill.train.config import AugmentConfig
+from samdistill.train.losses import IGNORE
+from samdistill.train.views import draw_view
+
+HELD_BYTES = 4 * 2**30
+"""Frames beyond this much memory are read anew at every visit."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image in the canonical frame.
+
+    Parameters
+    ----------
+    image
+        uint8 (h, w, 3), the whole resized image, not padded.
+    targets
+        int8 (C, h, w): 1 foreground, 0 background, -1 ignore; None where the labels are not to be read.
+    """
+
+    image: Image
+    targets: npt.NDArray[np.int8] | None
+
+
+class FrameStore:
+    """The frames of some cases, read once, in order of the cases.
+
+    Parameters
+    ----------
+    cases
+        Labelled or unlabelled.
+    size
+        Shortest side of the frames, pixels.
+    intensity
+        Raw pixels to uint8.
+    """
+
+    def __init__(self, cases: Sequence[Case], size: int, intensity: IntensityRule) -> None:
+        self.cases = tuple(cases)
+        self._size = size
+        self._intensity = intensity
+        self._frames: dict[int, Frame] = {}
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> Frame:
+        held = self._frames.get(index)
+        if held is not None:
+            return held
+        frame = self._read(self.cases[index])
+        self._hold(index, frame)
+        return frame
+
+    def preload(self, tell: Callable[[int, int], None]) -> None:
+        """Read all frames that memory may hold; `tell` gets how many of how many are read."""
+        with ThreadPoolExecutor(4) as pool:
+            for index, frame in enumerate(pool.map(self._read, self.cases)):
+                self._hold(index, frame)
+                tell(index + 1, len(self))
+                if self._bytes >= HELD_BYTES:
+                    pool.shutdown(cancel_futures=True)
+                    return
+
+    def _hold(self, index: int, frame: Frame) -> None:
+        if self._bytes < HELD_BYTES:
+            self._frames[index] = frame
+            self._bytes += frame.image.nbytes + (frame.targets.nbytes if frame.targets is not None else 0)
+
+    def _read(self, case: Case) -> Frame:
+        image = self._intensity.apply(case.read_image())
+        size = model_size((image.shape[0], image.shape[1]), self._size)
+        targets: npt.NDArray[np.int8] | None = None
+        if case.labelled:
+            labels = case.read_masks()
+            targets = resize_masks(labels.masks, size).astype(np.int8)
+            if labels.ignore is not None:
+                targets[:, resize_masks(labels.ignore[None], size)[0]] = int(IGNORE)
+        return Frame(resize_image(image, size), targets)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one optimiser step sees.
+
+    Parameters
+    ----------
+    indices
+        Which cases, as numbered in the store.
+    pixels
+        float32 (N, 3, size, size), 0..255.
+    targets
+        float32 (N, C, size, size), IGNORE where a pixel does not count.
+    """
+
+    indices: tuple[int, ...]
+    pixels: torch.Tensor
+    targets: torch.Tensor
+
+
+class Batches:
+    """Random views of labelled frames, as a function of the step.
+
+    Parameters
+    ----------
+    store
+        Labelled cases only.
+    size
+        Side of the views, pixels.
+    batch
+        Images a step, over all devices.
+    seed, stream
+        The same two numbers give the same batches; streams of one seed are independent.
+    rank, world
+        Which share of each batch this process takes.
+    """
+
+    def __init__(
+        self,
+        store: FrameStore,
+        size: int,
+        batch: int,
+        augment: AugmentConfig,
+        *,
+        seed: int,
+        stream: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if len(store) == 0:
+            raise ValueError("store must hold at least one case, not none.")
+        self._store = store
+        self._size = size
+        self._batch = batch
+        self._augment = augment
+        self._key = (seed, stream)
+        self._share = (rank, world)
+
+    def __call__(self, step: int) -> Batch:
+        """Draw the batch of a step, counted from 0; every case comes once before any comes again."""
+        rank, world = self._share
+        positions = range(step * self._batch + rank, (step + 1) * self._batch, world)
+        indices, pixels, targets = [], [], []
+        for position in positions:
+            cycle, place = divmod(position, len(self._store))
+            order = np.random.default_rng((*self._key, 0, cycle)).permutation(len(self._store))
+            frame = self._store[int(order[place])]
+            if frame.targets is None:
+                raise ValueError(f"case {int(order[place])} must be labelled to train on it.")
+            view = draw_view(
+                np.random.default_rng((*self._key, 1, position)),
+                frame.image.shape[:2],
+                self._size,
+                self._augment,
+            )
+            indices.append(int(order[place]))
+            pixels.append(view.pixels(frame.image))
+            targets.append(view.targets(frame.targets.astype(np.float32)))
+        return Batch(tuple(indices), torch.stack(pixels), torch.stack(targets))
+
+
+def whole_frames(store: FrameStore, batch: int) -> Iterator[Batch]:
+    """Every labelled frame whole, padded as at inference; frames of equal padded size share a batch."""
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index in range(len(store)):
+        groups[padded_size(store[index].image.shape[:2])].append(index)
+    for size, members in groups.items():
+        for start in range(0, len(members), batch):
+            indices = members[start : start + batch]
+            pixels = [pad_image(store[i].image, size).transpose(2, 0, 1) for i in indices]
+            targets = [_pad_targets(store[i].targets, size) for i in indices]
+            yield Batch(
+                tuple(indices), torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(targets))
+            )
+
+
+def _pad_targets(targets: npt.NDArray[np.int8] | None, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    if targets is None:
+        raise ValueError("whole_frames needs labelled cases.")
+    below, right = size[0] - targets.shape[1], size[1] - targets.shape[2]
+    padded = np.pad(targets, ((0, 0), (0, below), (0, right)), constant_values=int(IGNORE))
+    return padded.astype(np.float32)

@@ -1,0 +1,267 @@
+"""From a data folder to a finished run folder: split, student, strategy, loop, curves.
+
+What `samdistill train` calls. Knows no command line.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+
+from samdistill._version import __version__
+from samdistill.config import to_dict
+from samdistill.errors import DeviceUnavailable, InputRejected, UsageError
+from samdistill.intensity import IntensityRule
+from samdistill.io.dataset import Case, Dataset, make_split, open_dataset
+from samdistill.io.images import read_image
+from samdistill.train.config import TrainConfig
+from samdistill.train.curves import draw_curves
+from samdistill.train.data import Batches, FrameStore
+from samdistill.train.loop import Listener, fit
+from samdistill.train.losses import SegmentationLoss
+from samdistill.train.run import SCHEMA, Run, RunRecord
+from samdistill.train.strategies.supervised import Supervised
+from samdistill.train.student import build_student
+
+
+class Watcher(Listener, Protocol):
+    """A listener that also hears what happens before the first step."""
+
+    def on_message(self, text: str) -> None: ...
+    def on_read(self, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Where a run computes: the kind of device, how many, and the precision that `auto` became."""
+
+    kind: str
+    precision: str
+
+
+def train(
+    data: Path,
+    out: Path,
+    config: TrainConfig,
+    watcher: Watcher,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+) -> Run:
+    """Train a student and leave a run folder.
+
+    Parameters
+    ----------
+    data
+        A data folder, see docs/data.md.
+    out
+        The run folder to make, or, with `resume`, to continue.
+    config
+        With `resume` it must be the one the run was started with.
+    watcher
+        Hears of every step.
+    device
+        "auto" (a GPU where there is one), "cpu" or "cuda".
+    resume
+        Continue a run that was interrupted; a finished one is returned as it is.
+
+    Raises
+    ------
+    UsageError
+        When the folder holds a run already, or the configuration changed.
+    InputRejected
+        When the data cannot be used.
+    DeviceUnavailable
+        When "cuda" is asked for and there is none.
+    """
+    devices = choose_devices(device, config.precision)
+    fabric = Fabric(
+        accelerator=devices.kind,
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),
+        precision=_FABRIC_PRECISION[devices.precision],
+    )
+    fabric.launch()
+    torch.manual_seed(config.seed)
+    run: Run | None = None
+    if (out / "run.json").is_file():
+        if not resume:
+            raise UsageError(
+                f"{out} holds a run already; continue it with --resume or choose another folder."
+            )
+        run = Run.load(out)
+        _check_same(run, config)
+        if run.record.result:
+            watcher.on_message(f"{out} is finished; nothing to resume.")
+            return run
+    dataset = open_dataset(data)
+    student, encoder_weights = build_student(config.student, len(dataset.class_names))
+    if run is None:
+        run = _new_run(dataset, data, out, config, devices, encoder_weights)
+        if fabric.global_rank == 0:
+            out.mkdir(parents=True, exist_ok=True)
+            run.write_record()
+    elif dataset.fingerprint() != run.record.data["fingerprint"]:
+        raise InputRejected(f"{data} has changed since the run began; start a new run.")
+    elif encoder_weights != run.record.encoder_weights:
+        raise InputRejected(
+            f"the run began with encoder weights {run.record.encoder_weights!r}, which are "
+            f"{encoder_weights!r} now; restore the weights' cache or start a new run."
+        )
+    fabric.barrier()
+    watcher.on_message(_first_line(run, devices))
+
+    started = time.perf_counter()
+    by_id = {case.id: case for case in dataset.cases}
+    stores = {
+        part: FrameStore([by_id[name] for name in run.record.split[part]], config.student.size, run.intensity)
+        for part in ("train_labelled", "validation")
+    }
+    total = sum(len(store) for store in stores.values())
+    done = 0
+    for store in stores.values():
+        store.preload(lambda read, _, before=done: watcher.on_read(before + read, total))
+        done += len(store)
+    labelled = stores["train_labelled"]
+    batches = Batches(
+        labelled,
+        config.student.size,
+        config.batch,
+        config.augment,
+        seed=config.seed,
+        stream=0,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+    )
+    fit(
+        run,
+        fabric,
+        student,
+        Supervised(batches, SegmentationLoss(config.bce_weight)),
+        stores["validation"],
+        epoch_steps=max(config.min_epoch_steps, math.ceil(len(labelled) / config.batch)),
+        listener=watcher,
+    )
+    if fabric.global_rank == 0:
+        _finish(run, time.perf_counter() - started)
+    fabric.barrier()
+    return run
+
+
+_FABRIC_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def choose_devices(device: str, precision: str) -> Devices:
+    """Resolve "auto" for device and precision; nothing falls back from what was named."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device must be auto, cpu or cuda, not {device!r}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceUnavailable(
+            "device cuda cannot be had: "
+            + (
+                "this torch is built without CUDA; install a CUDA build of torch"
+                if torch.version.cuda is None
+                else "torch sees no GPU; look at the driver with nvidia-smi"
+            )
+            + ", or train with --device cpu."
+        )
+    kind = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    if precision == "auto":
+        if kind == "cuda":
+            precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        else:
+            precision = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    if kind == "cpu" and precision == "fp16":
+        raise UsageError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU.")
+    return Devices(kind, precision)
+
+
+def choose_intensity(cases: list[Case]) -> IntensityRule:
+    """Identity where every image is 8 bits deep, else the percentiles 0.5 to 99.5 of each image."""
+    if all(read_image(case.image_path).dtype.itemsize == 1 for case in cases):
+        return IntensityRule()
+    return IntensityRule("percentiles", 0.5, 99.5)
+
+
+def _new_run(
+    dataset: Dataset, data: Path, out: Path, config: TrainConfig, devices: Devices, encoder_weights: str
+) -> Run:
+    split = make_split(dataset, seed=config.seed, labels=config.labels)
+    parts = {
+        name: [case.id for case in getattr(split, name)]
+        for name in ("train_labelled", "train_unlabelled", "validation", "test")
+    }
+    intensity = config.intensity or choose_intensity(list(dataset.cases))
+    record = RunRecord(
+        schema=SCHEMA,
+        config=to_dict(config),
+        data={
+            "path": str(data.resolve()),
+            "fingerprint": dataset.fingerprint(),
+            "images": len(dataset.cases),
+        },
+        split=parts,
+        class_names=list(dataset.class_names),
+        multi_label=dataset.multi_label,
+        intensity=intensity.to_dict(),
+        encoder_weights=encoder_weights,
+        versions={
+            "samdistill": __version__,
+            **{
+                name: importlib.metadata.version(name)
+                for name in (
+                    "torch",
+                    "segmentation-models-pytorch",
+                    "timm",
+                    "lightning-fabric",
+                    "numpy",
+                    "pillow",
+                )
+            },
+        },
+        devices={"kind": devices.kind, "precision": devices.precision},
+        result={},
+    )
+    return Run(out, record)
+
+
+def _check_same(run: Run, config: TrainConfig) -> None:
+    recorded, wanted = to_dict(run.config), to_dict(config)
+    changed = sorted(key for key in recorded.keys() | wanted.keys() if recorded.get(key) != wanted.get(key))
+    if changed:
+        key = changed[0]
+        raise UsageError(
+            f"{key} was {recorded.get(key)!r} when {run.path} was started and is {wanted.get(key)!r} now; "
+            "resume with the options of the start, or train into another folder."
+        )
+
+
+def _first_line(run: Run, devices: Devices) -> str:
+    student, split = run.config.student, run.record.split
+    weights = {
+        "imagenet": "ImageNet weights",
+        "none": "random weights"
+        + (" (its ImageNet weights are not in the cache)" if student.encoder_weights == "auto" else ""),
+    }[run.record.encoder_weights]
+    return (
+        f"U-Net++ / {student.encoder}, {weights}; {devices.kind}, {devices.precision}; "
+        f"{len(split['train_labelled'])} labelled, {len(split['train_unlabelled'])} unlabelled, "
+        f"{len(split['validation'])} validation, {len(split['test'])} test images"
+    )
+
+
+def _finish(run: Run, seconds: float) -> None:
+    _, state = run.load_tensors("last")
+    history = state["history"]
+    draw_curves(history, run.path / "curves.png")
+    best = history[state["best_epoch"] - 1]
+    before = sum(record["seconds"] for record in history)
+    run.write_record(result={"steps": state["step"], "seconds": round(max(seconds, before), 1), "best": best})

@@ -1,0 +1,217 @@
+"""The run folder: what a training run writes and what export and resume read.
+
+    run.json             configuration, data (path, fingerprint, split), versions, seed, result
+    student.safetensors  the student that was best on the validation images
+    last.safetensors     everything a resumed run continues from; its header holds the loop's state as JSON
+    log.jsonl, log.csv   one record an epoch
+    curves.png           the learning curves
+
+Every file is replaced whole or not at all. Knows no strategy.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from samdistill.config import build
+from samdistill.errors import InputRejected
+from samdistill.intensity import IntensityRule
+from samdistill.io.dataset import Case, Dataset, open_dataset
+from samdistill.io.files import sha256_file, write_bytes
+from samdistill.train.config import TrainConfig
+from samdistill.train.student import Student
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """run.json.
+
+    Parameters
+    ----------
+    schema
+        Of this file.
+    config
+        The whole TrainConfig as plain values.
+    data
+        `path`, `fingerprint`, `images`.
+    split
+        Case ids by part: train_labelled, train_unlabelled, validation, test.
+    class_names, multi_label, intensity
+        Contract of the masks and the rule from raw pixels to uint8.
+    encoder_weights
+        What the encoder started from: imagenet or none.
+    versions
+        Of samdistill and of the libraries that computed.
+    devices
+        Kind and number.
+    result
+        Empty until the run is done; then steps, seconds, and the best epoch's record.
+    """
+
+    schema: int
+    config: dict[str, Any]
+    data: dict[str, Any]
+    split: dict[str, list[str]]
+    class_names: list[str]
+    multi_label: bool
+    intensity: dict[str, Any]
+    encoder_weights: str
+    versions: dict[str, str]
+    devices: dict[str, Any]
+    result: dict[str, Any]
+
+
+class Run:
+    """A run folder.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    record
+        What its run.json says.
+    """
+
+    def __init__(self, path: Path, record: RunRecord) -> None:
+        self.path = path
+        self.record = record
+        self.config: TrainConfig = build(TrainConfig, record.config, where=f"{path / 'run.json'}: config")
+        self.class_names: tuple[str, ...] = tuple(record.class_names)
+        self.multi_label = record.multi_label
+        self.intensity: IntensityRule = build(IntensityRule, record.intensity, where="intensity")
+
+    @classmethod
+    def load(cls, path: Path | str) -> Run:
+        """Open a run folder.
+
+        Raises
+        ------
+        InputRejected
+            When it holds no run.json, or one of another schema.
+        """
+        path = Path(path)
+        try:
+            values = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputRejected(
+                f"{path} is no run: it has no readable run.json. Make one with `samdistill train`."
+            ) from error
+        except ValueError as error:
+            raise InputRejected(f"{path / 'run.json'} is damaged: {error}.") from error
+        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+            raise InputRejected(
+                f"{path / 'run.json'} must have schema {SCHEMA}, not {values.get('schema')!r}; "
+                "it was written by another version of samdistill."
+                if isinstance(values, dict)
+                else f"{path / 'run.json'} must hold an object."
+            )
+        if set(values) != {field.name for field in fields(RunRecord)}:
+            raise InputRejected(f"{path / 'run.json'} lacks keys of a run, or has others.")
+        return cls(path, RunRecord(**values))
+
+    def write_record(self, **changes: Any) -> None:
+        """Change fields of the record and write run.json."""
+        self.record = RunRecord(**{**asdict(self.record), **changes})
+        write_bytes(self.path / "run.json", json.dumps(asdict(self.record), indent=1).encode() + b"\n")
+
+    def save(self, name: str, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        """Write `<name>.safetensors`: tensors, and a state of plain values in its header."""
+        plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        write_bytes(self.path / f"{name}.safetensors", save(plain, {"state": json.dumps(state)}))
+
+    def load_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Read `<name>.safetensors` back: tensors and state.
+
+        Raises
+        ------
+        InputRejected
+            When the file is missing or damaged.
+        """
+        file = self.path / f"{name}.safetensors"
+        if not file.is_file():
+            raise InputRejected(f"{self.path} has no {file.name}: the run has not finished its first epoch.")
+        try:
+            with safe_open(file, "pt") as opened:
+                metadata = opened.metadata() or {}
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            return tensors, json.loads(metadata["state"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise InputRejected(f"{file} is damaged: {error}.") from error
+
+    def write_log(self, history: list[dict[str, Any]]) -> None:
+        """Write log.jsonl and log.csv, one record an epoch."""
+        lines = "".join(json.dumps(record) + "\n" for record in history)
+        write_bytes(self.path / "log.jsonl", lines.encode())
+        columns = list(dict.fromkeys(key for record in history for key in record))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        write_bytes(self.path / "log.csv", text.getvalue().encode())
+
+    def load_student(self) -> Student:
+        """The best student: float32, in eval mode, on the CPU."""
+        student = Student(self.config.student, len(self.class_names))
+        tensors, _ = self.load_tensors("student")
+        student.load_state_dict(tensors)
+        return student.eval()
+
+    def dataset(self, data: Path | None = None) -> Dataset:
+        """The data the run was trained on, or another place where they lie.
+
+        Raises
+        ------
+        InputRejected
+            When the folder is not to be found, or holds other data than the run recorded.
+        """
+        path = data or Path(self.record.data["path"])
+        if not path.is_dir():
+            raise InputRejected(f"the run's data are not at {path}; say where they are with --data.")
+        dataset = open_dataset(path)
+        if dataset.fingerprint() != self.record.data["fingerprint"]:
+            raise InputRejected(
+                f"{path} does not hold the data of this run (its fingerprint differs); "
+                "give the folder the run was trained on with --data, or train again."
+            )
+        return dataset
+
+    def cases(self, part: str, data: Path | None = None) -> list[Case]:
+        """The cases of a part of the split: train_labelled, train_unlabelled, validation or test."""
+        by_id = {case.id: case for case in self.dataset(data).cases}
+        return [by_id[name] for name in self.record.split[part]]
+
+    def validation_cases(self, data: Path | None = None) -> list[Case]:
+        """The labelled cases training chose the student by."""
+        return self.cases("validation", data)
+
+    def provenance(self) -> dict[str, Any]:
+        """What a bundle tells of its training; names no path and no file.
+
+        `trained_on` are the first 16 hexadecimal digits of the sha256 of each image file that training or
+        validation used, so that an evaluation can leave them out.
+        """
+        seen = [
+            case for part in ("train_labelled", "train_unlabelled", "validation") for case in self.cases(part)
+        ]
+        return {
+            "data_fingerprint": self.record.data["fingerprint"],
+            "images": {part: len(ids) for part, ids in self.record.split.items()},
+            "trained_on": sorted(sha256_file(case.image_path)[:16] for case in seen),
+            "strategy": self.config.strategy,
+            "seed": self.config.seed,
+            "steps": self.record.result.get("steps"),
+            "encoder": self.config.student.encoder,
+            "encoder_weights": self.record.encoder_weights,
+            "versions": self.record.versions,
+        }

@@ -1,0 +1,1 @@
+"""One readable file a strategy; each says what an optimiser step minimises."""

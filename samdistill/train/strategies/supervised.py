@@ -1,0 +1,32 @@
+"""Strategy `supervised`: the labelled images and nothing else; the base and the baseline of all others."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from samdistill.train.data import Batches
+from samdistill.train.losses import SegmentationLoss
+
+
+class Supervised:
+    """L = Dice + k BCE on random views of the labelled frames.
+
+    Parameters
+    ----------
+    batches
+        The labelled frames' views by step.
+    loss
+        Dice + k BCE.
+    """
+
+    def __init__(self, batches: Batches, loss: SegmentationLoss) -> None:
+        self._batches = batches
+        self._loss = loss
+
+    def loss(self, student: nn.Module, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss of a step, and no further numbers."""
+        batch = self._batches(step)
+        device = next(student.parameters()).device
+        logits = student(batch.pixels.to(device, memory_format=torch.channels_last))
+        return self._loss(logits, batch.targets.to(device)), {}
