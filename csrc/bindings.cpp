@@ -9,5 +9,6 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.doc() = "samdistill's compiled core";
   module.def("version", &samdistill::version, "The version this module was built from.");
   register_assignment(module);
+  register_components(module);
   register_masks(module);
 }

@@ -4,4 +4,5 @@
 #include <pybind11/pybind11.h>
 
 void register_assignment(pybind11::module_& module);
+void register_components(pybind11::module_& module);
 void register_masks(pybind11::module_& module);

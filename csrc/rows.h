@@ -32,7 +32,7 @@ struct RowKernels {
   void (*bytes_of_bits)(const std::uint64_t* bits, std::size_t width, std::uint8_t* row);
 
   // Writes the edges of one row, at `base` in the image, and where they lie. Returns how many edges. Up to
-  // 64 elements past the last edge are overwritten.
+  // kEdgeSlack elements past the last edge are overwritten.
   std::size_t (*edges)(const std::uint64_t* bits, std::size_t words, std::int32_t base, RowEdges where,
                        std::int32_t* edges);
 
@@ -55,6 +55,9 @@ struct RowKernels {
   // words is lost.
   void (*widen)(std::uint64_t* bits, std::size_t words, unsigned left, unsigned right);
 };
+
+// Elements past the last edge that `edges` may overwrite.
+constexpr std::size_t kEdgeSlack = 4;
 
 // The table for this processor.
 const RowKernels& row_kernels() noexcept;

@@ -1,3 +1,6 @@
+from enum import Enum
+from typing import TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,3 +12,35 @@ def mask_iou(masks_a: npt.NDArray[np.bool_], masks_b: npt.NDArray[np.bool_]) -> 
 def nms(
     boxes: npt.NDArray[np.float32] | npt.NDArray[np.float64], order: npt.NDArray[np.int64], iou: float
 ) -> npt.NDArray[np.int64]: ...
+
+Table: TypeAlias = tuple[  # area, boxes, centroids, mean probability
+    npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64] | None
+]
+Runs: TypeAlias = tuple[
+    npt.NDArray[np.int32], npt.NDArray[np.int32], int, int
+]  # edges, labels, height, width
+
+class NotANumber(ValueError): ...
+
+class Keep(Enum):
+    likeliest = ...
+    largest = ...
+    all = ...
+
+def label(
+    mask: npt.NDArray[np.bool_] | npt.NDArray[np.uint8], diagonal: bool
+) -> tuple[npt.NDArray[np.int32], Table]: ...
+def summarize(
+    map: npt.NDArray[np.float32], threshold: float, diagonal: bool
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], Table]: ...
+def paint(
+    edges: npt.NDArray[np.int32], run_labels: npt.NDArray[np.int32], height: int, width: int
+) -> npt.NDArray[np.int32]: ...
+def clean(
+    maps: npt.NDArray[np.float32],
+    thresholds: npt.NDArray[np.float32],
+    keep: Keep,
+    min_area_px: int,
+    erosion: bool,
+    footprint: npt.NDArray[np.int32] | None,
+) -> npt.NDArray[np.bool_]: ...
