@@ -48,8 +48,10 @@ std::int64_t choose(const double* distance, const std::vector<std::int32_t>& row
   return chosen;
 }
 
-// The algorithm proper, on costs (rows <= cols) with +inf for forbidden entries; col_of gets each row's column.
-bool solve(const std::vector<double>& costs, std::size_t rows, std::size_t cols, std::vector<std::int32_t>& col_of) {
+// The algorithm proper, on costs (rows <= cols) with +inf for forbidden entries; col_of gets each row's
+// column.
+bool solve(const std::vector<double>& costs, std::size_t rows, std::size_t cols,
+           std::vector<std::int32_t>& col_of) {
   std::vector<std::int32_t> row_of(cols, none);
   std::vector<double> u(rows), v(cols, 0.0), open_v(cols), open(cols), final_distance(cols);
   std::vector<std::int64_t> parent(cols);
@@ -132,7 +134,8 @@ AssignStatus assign(const double* weights, std::size_t rows, std::size_t cols, b
     return AssignStatus::ok;
   }
   std::vector<std::int32_t> col_of(rows, none);
-  for (std::size_t c = 0; c < cols; ++c) col_of[static_cast<std::size_t>(long_of[c])] = static_cast<std::int32_t>(c);
+  for (std::size_t c = 0; c < cols; ++c)
+    col_of[static_cast<std::size_t>(long_of[c])] = static_cast<std::int32_t>(c);
   std::size_t n = 0;
   for (std::size_t r = 0; r < rows; ++r) {
     if (col_of[r] == none) continue;

@@ -190,11 +190,6 @@ void clean_bits(const float* map, float threshold, const Cleaning& how, BitImage
   if (how.morphology != nullptr) how.morphology->apply(image, kernels);
 }
 
-void clean_class(const float* map, float threshold, const Cleaning& how, BitImage& mask, const RowKernels& kernels) {
-  clean_bits(map, threshold, how, kernels, mask);
-  if (how.morphology != nullptr) how.morphology->apply(mask, kernels);
-}
-
 void clean(const float* maps, std::size_t classes, std::size_t height, std::size_t width, const float* thresholds,
            const Cleaning& how, std::uint8_t* masks, const RowKernels& kernels) {
   const std::size_t pixels = height * width;

@@ -69,10 +69,6 @@ struct Cleaning {
 void clean_bits(const float* map, float threshold, const Cleaning& how, BitImage& image,
                 const RowKernels& kernels = row_kernels());
 
-// Makes the mask of one class as bits. Throws NotANumber.
-void clean_class(const float* map, float threshold, const Cleaning& how, BitImage& mask,
-                 const RowKernels& kernels = row_kernels());
-
 // Makes a mask of 0 and 1 out of each of `classes` maps. Throws NotANumber, with the place in all of them.
 void clean(const float* maps, std::size_t classes, std::size_t height, std::size_t width, const float* thresholds,
            const Cleaning& how, std::uint8_t* masks, const RowKernels& kernels = row_kernels());

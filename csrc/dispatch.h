@@ -20,8 +20,10 @@
 #if defined(__GNUC__)
 #define SAMDISTILL_INLINE __attribute__((always_inline))
 #define SAMDISTILL_POPCOUNT64(word) __builtin_popcountll(word)
+#define SAMDISTILL_LOWEST_BIT64(word) __builtin_ctzll(word)
 #else
 #include <bitset>
 #define SAMDISTILL_INLINE
 #define SAMDISTILL_POPCOUNT64(word) static_cast<int>(std::bitset<64>(word).count())
+#define SAMDISTILL_LOWEST_BIT64(word) SAMDISTILL_POPCOUNT64(((word) & (0 - (word))) - 1)
 #endif

@@ -29,7 +29,8 @@ inline std::uint64_t pack64(const std::uint8_t* bytes) {
 
 using Overlap = std::int64_t (*)(const std::uint64_t*, const std::uint64_t*, std::size_t);
 
-inline SAMDISTILL_INLINE std::int64_t overlap_body(const std::uint64_t* a, const std::uint64_t* b, std::size_t n) {
+inline SAMDISTILL_INLINE std::int64_t overlap_body(const std::uint64_t* a, const std::uint64_t* b,
+                                                   std::size_t n) {
   std::int64_t sum = 0;
   for (std::size_t i = 0; i < n; ++i) sum += SAMDISTILL_POPCOUNT64(a[i] & b[i]);
   return sum;
@@ -45,9 +46,8 @@ __attribute__((target("popcnt"))) std::int64_t overlap_popcnt(const std::uint64_
   return overlap_body(a, b, n);
 }
 
-__attribute__((target("avx512f,avx512vl,avx512vpopcntdq"))) std::int64_t overlap_avx512(const std::uint64_t* a,
-                                                                                        const std::uint64_t* b,
-                                                                                        std::size_t n) {
+__attribute__((target("avx512f,avx512vl,avx512vpopcntdq"))) std::int64_t overlap_avx512(
+    const std::uint64_t* a, const std::uint64_t* b, std::size_t n) {
   return overlap_body(a, b, n);
 }
 #endif
@@ -116,7 +116,8 @@ void mask_iou(const PackedMasks& a, const PackedMasks& b, double* iou) {
         const PackedMasks::Extent& other = b.extent(j);
         const std::size_t top = std::max(one.top, other.top), bottom = std::min(one.bottom, other.bottom);
         if (column < other.left || column >= other.right || top >= bottom) continue;
-        shared[i * b.count() + j] += overlap(a.words(column, i) + top, b.words(column, j) + top, bottom - top);
+        shared[i * b.count() + j] +=
+            overlap(a.words(column, i) + top, b.words(column, j) + top, bottom - top);
       }
     }
   }

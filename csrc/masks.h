@@ -7,8 +7,8 @@
 
 namespace samdistill {
 
-// Masks as bits: bit b of word(column, k)[y] is pixel (64 * column + b, y) of mask k. The rows of a word column
-// lie behind each other, so that the overlap of two masks is a run over the rows that both have.
+// Masks as bits: bit b of word(column, k)[y] is pixel (64 * column + b, y) of mask k. The rows of a word
+// column lie behind each other, so that the overlap of two masks is a run over the rows that both have.
 class PackedMasks {
  public:
   // Packs `count` masks of height x width bytes; any byte but 0 is foreground.

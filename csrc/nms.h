@@ -13,6 +13,7 @@ template <typename Real>
 std::vector<std::int64_t> nms(const Real* boxes, const std::int64_t* order, std::size_t count, double iou);
 
 extern template std::vector<std::int64_t> nms<float>(const float*, const std::int64_t*, std::size_t, double);
-extern template std::vector<std::int64_t> nms<double>(const double*, const std::int64_t*, std::size_t, double);
+extern template std::vector<std::int64_t> nms<double>(const double*, const std::int64_t*, std::size_t,
+                                                      double);
 
 }  // namespace samdistill

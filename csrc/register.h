@@ -6,3 +6,4 @@
 void register_assignment(pybind11::module_& module);
 void register_components(pybind11::module_& module);
 void register_masks(pybind11::module_& module);
+void register_prompts(pybind11::module_& module);

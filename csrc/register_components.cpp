@@ -8,8 +8,8 @@
 #include <exception>
 #include <optional>
 #include <utility>
-#include <vector>
 
+#include "arguments.h"
 #include "components.h"
 #include "register.h"
 
@@ -19,12 +19,6 @@ namespace {
 
 using samdistill::Components;
 using samdistill::Region;
-using Map = py::array_t<float, py::array::c_style>;
-using Integers = py::array_t<std::int32_t, py::array::c_style>;
-
-std::size_t extent(const py::array& array, py::ssize_t axis) { return static_cast<std::size_t>(array.shape(axis)); }
-
-py::ssize_t length(std::size_t size) { return static_cast<py::ssize_t>(size); }
 
 // Area, boxes, centroids and, with probabilities, their means: one row a component.
 py::tuple table(const Components& found, bool with_probability) {
@@ -44,7 +38,8 @@ py::tuple table(const Components& found, bool with_probability) {
     *centroid++ = static_cast<double>(region.sum_2x) / (2 * pixels);
     *centroid++ = static_cast<double>(region.sum_y) / pixels;
   }
-  if (!with_probability) return py::make_tuple(std::move(area), std::move(boxes), std::move(centroids), py::none());
+  if (!with_probability)
+    return py::make_tuple(std::move(area), std::move(boxes), std::move(centroids), py::none());
   py::array_t<double> means(count);
   double* mean = means.mutable_data();
   for (const Region& region : found.regions) *mean++ = region.mean_probability();
@@ -55,8 +50,8 @@ py::tuple table(const Components& found, bool with_probability) {
 Integers adopt(samdistill::Buffer<std::int32_t> buffer) {
   const py::ssize_t count = length(buffer.size());
   auto* const owned = new samdistill::Buffer<std::int32_t>(std::move(buffer));
-  const py::capsule owner(owned,
-                          [](void* pointer) { delete static_cast<samdistill::Buffer<std::int32_t>*>(pointer); });
+  const py::capsule owner(
+      owned, [](void* pointer) { delete static_cast<samdistill::Buffer<std::int32_t>*>(pointer); });
   return Integers(count, owned->data(), owner);
 }
 
@@ -68,7 +63,8 @@ py::tuple label(const py::array& mask, bool diagonal) {
   {
     const py::gil_scoped_release release;
     found = samdistill::label_mask(pixels, extent(mask, 0), extent(mask, 1), diagonal);
-    samdistill::paint(found.edges.data(), found.labels.data(), found.labels.size(), found.height * found.width, image);
+    samdistill::paint(found.edges.data(), found.labels.data(), found.labels.size(),
+                      found.height * found.width, image);
   }
   return py::make_tuple(std::move(labels), table(found, false));
 }
@@ -87,29 +83,19 @@ Integers paint(const Integers& edges, const Integers& run_labels, py::ssize_t he
   Integers labels({height, width});
   std::int32_t* const image = labels.mutable_data();
   const py::gil_scoped_release release;
-  samdistill::paint(edges.data(), run_labels.data(), extent(run_labels, 0), static_cast<std::size_t>(height * width),
-                    image);
+  samdistill::paint(edges.data(), run_labels.data(), extent(run_labels, 0),
+                    static_cast<std::size_t>(height * width), image);
   return labels;
 }
 
-samdistill::Morphology morphology(bool erosion, const Integers& footprint) {
-  std::vector<samdistill::FootprintRow> rows;
-  for (py::ssize_t i = 0; i < footprint.shape(0); ++i) {
-    rows.push_back({footprint.at(i, 0), footprint.at(i, 1), footprint.at(i, 2)});
-  }
-  return samdistill::Morphology(erosion ? samdistill::Operation::erosion : samdistill::Operation::dilation,
-                                std::move(rows));
-}
-
-py::array_t<bool> clean(const Map& maps, const Map& thresholds, samdistill::Keep keep, std::int64_t min_area_px,
-                        bool erosion, const std::optional<Integers>& footprint) {
+py::array_t<bool> clean(const Map& maps, const Map& thresholds, samdistill::Keep keep,
+                        std::int64_t min_area_px, bool erosion, const std::optional<Integers>& footprint) {
   py::array_t<bool> masks({maps.shape(0), maps.shape(1), maps.shape(2)});
   auto* const bytes = reinterpret_cast<std::uint8_t*>(masks.mutable_data());
-  std::optional<samdistill::Morphology> shape;
-  if (footprint) shape = morphology(erosion, *footprint);
-  const samdistill::Cleaning how = {keep, min_area_px, shape ? &*shape : nullptr};
+  const CleaningArguments cleaning(keep, min_area_px, erosion, footprint);
   const py::gil_scoped_release release;
-  samdistill::clean(maps.data(), extent(maps, 0), extent(maps, 1), extent(maps, 2), thresholds.data(), how, bytes);
+  samdistill::clean(maps.data(), extent(maps, 0), extent(maps, 1), extent(maps, 2), thresholds.data(),
+                    cleaning.how(), bytes);
   return masks;
 }
 
@@ -134,8 +120,8 @@ void register_components(py::module_& module) {
       .finalize();
   module.def("label", &label, py::arg("mask").noconvert(), py::arg("diagonal"));
   module.def("summarize", &summarize, py::arg("map").noconvert(), py::arg("threshold"), py::arg("diagonal"));
-  module.def("paint", &paint, py::arg("edges").noconvert(), py::arg("run_labels").noconvert(), py::arg("height"),
-             py::arg("width"));
+  module.def("paint", &paint, py::arg("edges").noconvert(), py::arg("run_labels").noconvert(),
+             py::arg("height"), py::arg("width"));
   module.def("clean", &clean, py::arg("maps").noconvert(), py::arg("thresholds").noconvert(), py::arg("keep"),
              py::arg("min_area_px"), py::arg("erosion"), py::arg("footprint").noconvert());
 }

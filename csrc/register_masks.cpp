@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "arguments.h"
 #include "masks.h"
 #include "nms.h"
 #include "register.h"
@@ -15,7 +16,9 @@ namespace {
 using Masks = py::array_t<bool, py::array::c_style>;
 using Order = py::array_t<std::int64_t, py::array::c_style>;
 
-std::size_t extent(const py::array& array, py::ssize_t axis) { return static_cast<std::size_t>(array.shape(axis)); }
+std::size_t extent(const py::array& array, py::ssize_t axis) {
+  return static_cast<std::size_t>(array.shape(axis));
+}
 
 const std::uint8_t* bytes(const Masks& masks) { return reinterpret_cast<const std::uint8_t*>(masks.data()); }
 
@@ -36,7 +39,8 @@ py::array_t<double> mask_iou(const Masks& a, const Masks& b) {
 }
 
 template <typename Real>
-py::array_t<std::int64_t> nms(const py::array_t<Real, py::array::c_style>& boxes, const Order& order, double iou) {
+py::array_t<std::int64_t> nms(const py::array_t<Real, py::array::c_style>& boxes, const Order& order,
+                              double iou) {
   std::vector<std::int64_t> kept;
   {
     const py::gil_scoped_release release;

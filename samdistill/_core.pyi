@@ -20,6 +20,18 @@ Runs: TypeAlias = tuple[
     npt.NDArray[np.int32], npt.NDArray[np.int32], int, int
 ]  # edges, labels, height, width
 
+Cleaning: TypeAlias = tuple[  # thresholds, keep, min_area_px, erosion, footprint
+    npt.NDArray[np.float32], "Keep", int, bool, npt.NDArray[np.int32] | None
+]
+Sets: TypeAlias = tuple[  # class index, component, boxes, points, point labels, offsets
+    npt.NDArray[np.int32],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.float32],
+    npt.NDArray[np.float32],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.int64],
+]
+
 class NotANumber(ValueError): ...
 
 class Keep(Enum):
@@ -44,3 +56,25 @@ def clean(
     erosion: bool,
     footprint: npt.NDArray[np.int32] | None,
 ) -> npt.NDArray[np.bool_]: ...
+
+class PointRule(Enum):
+    none = ...
+    likeliest = ...
+    centre = ...
+
+def extract_prompts(
+    maps: npt.NDArray[np.float32],
+    thresholds: npt.NDArray[np.float32],
+    keep: Keep,
+    min_area_px: int,
+    erosion: bool,
+    footprint: npt.NDArray[np.int32] | None,
+    per_component: bool,
+    points: PointRule,
+    count: int,
+    spread_px: float,
+    snap: bool,
+    negatives: bool,
+    seed: int,
+    with_masks: bool,
+) -> tuple[Sets, npt.NDArray[np.bool_] | None]: ...
