@@ -1,5 +1,18 @@
 """Files <-> arrays: pictures, masks, data folders."""
 
+from samdistill.io.dataset import Case, Dataset, open_dataset
 from samdistill.io.images import image_size, read_image, read_mask, write_mask, write_png
+from samdistill.io.splits import Split, make_split
 
-__all__ = ["image_size", "read_image", "read_mask", "write_mask", "write_png"]
+__all__ = [
+    "Case",
+    "Dataset",
+    "Split",
+    "image_size",
+    "make_split",
+    "open_dataset",
+    "read_image",
+    "read_mask",
+    "write_mask",
+    "write_png",
+]
