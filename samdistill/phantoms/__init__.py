@@ -15,7 +15,7 @@ from samdistill.arrays import Image, Masks
 from samdistill.phantoms import endoscopy, ultrasound, xray
 from samdistill.phantoms.canvas import Canvas
 
-__all__ = ["CLASS_NAMES", "KINDS", "MULTI_LABEL", "Phantom", "make"]
+__all__ = ["CLASS_NAMES", "KINDS", "MULTI_LABEL", "Phantom", "check_kind", "make"]
 
 _RENDERERS: dict[str, Callable[[Canvas], tuple[Image, Masks]]] = {
     "endoscopy": endoscopy.render,
@@ -54,6 +54,12 @@ class Phantom:
     multi_label: bool
 
 
+def check_kind(kind: str) -> None:
+    """Require one of KINDS, with a ValueError otherwise."""
+    if kind not in _RENDERERS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}.")
+
+
 def make(kind: str, *, seed: int = 0, index: int = 0, size: tuple[int, int] = (256, 256)) -> Phantom:
     """Make one phantom.
 
@@ -73,8 +79,7 @@ def make(kind: str, *, seed: int = 0, index: int = 0, size: tuple[int, int] = (2
     ValueError
         When an argument is out of its range.
     """
-    if kind not in _RENDERERS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}.")
+    check_kind(kind)
     if seed < 0 or index < 0:
         raise ValueError(f"seed and index must be at least 0, not {seed} and {index}.")
     if min(size) < SMALLEST_PX:
