@@ -36,12 +36,26 @@ std::uint32_t unscramble(std::uint32_t h) {
   return h ^ (h >> 16);
 }
 
+// Runs are short: instead of a scalar rest the last block overlaps the one before it, which a maximum
+// forgives.
 SAMDISTILL_CLONES
 float greatest(const float* values, std::int64_t n) {
+  constexpr std::int64_t lanes = 16;
   float best = nothing;
-#pragma omp simd reduction(max : best)
-  for (std::int64_t i = 0; i < n; ++i) best = values[i] > best ? values[i] : best;
-  return best;
+  if (n < lanes) {
+    for (std::int64_t i = 0; i < n; ++i) best = values[i] > best ? values[i] : best;
+    return best;
+  }
+  float lane[lanes];
+  const float* last = values + (n - lanes);
+  for (std::int64_t l = 0; l < lanes; ++l) lane[l] = last[l];
+  for (; values < last; values += lanes) {
+    for (std::int64_t l = 0; l < lanes; ++l) lane[l] = values[l] > lane[l] ? values[l] : lane[l];
+  }
+  for (std::int64_t half = lanes / 2; half > 0; half /= 2) {
+    for (std::int64_t l = 0; l < half; ++l) lane[l] = lane[l + half] > lane[l] ? lane[l + half] : lane[l];
+  }
+  return lane[0];
 }
 
 // The greatest rank among the values equal to `level`; 0 when there is none (or when it is 0).
@@ -71,12 +85,6 @@ std::int64_t square_root(std::int64_t n) {
   return root;
 }
 
-struct Champion {
-  float value;
-  std::uint32_t rank;
-  bool ranked;  // rank is known; found out only for runs that tie for the lead
-};
-
 struct Span {
   std::int32_t begin, end;
 };
@@ -90,22 +98,23 @@ class Election {
         runs_(runs),
         too_near_(squares_below(spread)),
         key_(key_of(seed)),
-        champions_(runs.size()) {
+        values_(runs.size()),
+        ranks_(runs.size()),
+        ranked_(runs.size(), 0) {
     for (std::size_t i = 0; i < runs.size(); ++i) {
-      champions_[i] = {greatest(pixels(runs[i].row, runs[i].begin), runs[i].end - runs[i].begin), 0, false};
+      values_[i] = greatest(pixels(runs[i].row, runs[i].begin), runs[i].end - runs[i].begin);
     }
   }
 
   // Chooses the best pixel left; false when none is.
   bool choose() {
-    float lead = nothing;
-    for (const Champion& champion : champions_) lead = std::max(lead, champion.value);
+    const float lead = greatest(values_.data(), static_cast<std::int64_t>(values_.size()));
     if (lead == nothing) return false;
     std::uint32_t best = 0;
-    for (std::size_t i = 0; i < champions_.size(); ++i) {
-      if (champions_[i].value != lead) continue;
-      if (!champions_[i].ranked) rank(i);
-      best = std::max(best, champions_[i].rank);
+    for (std::size_t i = 0; i < values_.size(); ++i) {
+      if (values_[i] != lead) continue;
+      if (!ranked_[i]) rank(i);
+      best = std::max(best, ranks_[i]);
     }
     const std::size_t index = unscramble(best) ^ key_;
     const Pixel pixel{static_cast<std::int32_t>(index % width_), static_cast<std::int32_t>(index / width_)};
@@ -136,25 +145,26 @@ class Election {
     for (; run != runs_.end() && run->row <= pixel.y + far; ++run) {
       const std::int64_t half = reach(pixel, run->row);
       if (half < 0 || pixel.x + half < run->begin || pixel.x - half >= run->end) continue;
-      Champion& champion = champions_[static_cast<std::size_t>(run - runs_.begin())];
-      champion = {nothing, 0, false};
+      const auto i = static_cast<std::size_t>(run - runs_.begin());
+      values_[i] = nothing;
+      ranked_[i] = 0;
       find_open(*run);
       for (const Span& span : open_) {
-        champion.value =
-            std::max(champion.value, greatest(pixels(run->row, span.begin), span.end - span.begin));
+        values_[i] = std::max(values_[i], greatest(pixels(run->row, span.begin), span.end - span.begin));
       }
     }
   }
 
   void rank(std::size_t i) {
-    Champion& champion = champions_[i];
+    ranks_[i] = 0;
+    ranked_[i] = 1;
     find_open(runs_[i]);
     for (const Span& span : open_) {
       const float* first = pixels(runs_[i].row, span.begin);
-      champion.rank = std::max(champion.rank, greatest_rank(first, span.end - span.begin, champion.value,
-                                                            static_cast<std::uint32_t>(first - map_), key_));
+      const std::uint32_t found = greatest_rank(first, span.end - span.begin, values_[i],
+                                                static_cast<std::uint32_t>(first - map_), key_);
+      ranks_[i] = std::max(ranks_[i], found);
     }
-    champion.ranked = true;
   }
 
   // What the chosen pixels leave open of a run.
@@ -181,7 +191,9 @@ class Election {
   const std::vector<Run>& runs_;
   std::int64_t too_near_;  // a squared distance of at most that is too near
   std::uint32_t key_;
-  std::vector<Champion> champions_;
+  std::vector<float> values_;         // of each run's champion
+  std::vector<std::uint32_t> ranks_;  // of each run's champion, once it has tied for the lead
+  std::vector<std::uint8_t> ranked_;
   std::vector<Pixel> chosen_;
   std::vector<Span> taken_, open_;  // scratch
 };

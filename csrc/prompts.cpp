@@ -32,6 +32,7 @@ std::vector<Object> objects_of(const BitImage& mask, bool per_component) {
     whole.x1 = std::max(whole.x1, region.x1);
     whole.y1 = std::max(whole.y1, region.y1);
   }
+  if (!per_component && !objects.empty()) objects.front().runs.reserve(found.labels.size());
   for (std::size_t y = 0; y < mask.height; ++y) {
     const std::size_t base = y * mask.width;
     const auto first = static_cast<std::size_t>(found.row_first[y]),
