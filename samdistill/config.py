@@ -38,7 +38,7 @@ def build(cls: type[T], values: dict[str, Any], *, where: str = "configuration")
     ----------
     cls
         A dataclass; fields may be int, float, str, bool, `Literal`, `X | None`, unions of these,
-        `tuple[X, ...]` or dataclasses.
+        `tuple[X, ...]`, `dict[str, X]`, `Any` or dataclasses.
     values
         Keys are field names; an int is accepted where a float is wanted.
     where
@@ -100,6 +100,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise UsageError(f"{where} must be a list, not {value!r}.")
         return tuple(_convert(typing.get_args(hint)[0], item, where) for item in value)
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise UsageError(f"{where} must be a table, not {value!r}.")
+        item = typing.get_args(hint)[1]
+        return {key: _convert(item, each, f"{where}.{key}") for key, each in value.items()}
+    if hint is Any:
+        return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and type(value) is hint:

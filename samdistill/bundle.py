@@ -1,0 +1,125 @@
+"""A bundle on disk: opens the manifest and hands out files, each hashed before it is used.
+
+What is hashed is what is returned: a file is read once, into memory, so that nothing can be swapped between
+the check and the use. Knows neither engines nor images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from samdistill.errors import BundleError
+from samdistill.manifest import MANIFEST, MAX_MANIFEST_BYTES, FileRecord, Manifest, parse
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle.
+
+    Attributes
+    ----------
+    root
+        Its folder, absolute.
+    manifest
+        What it says of itself.
+    sha256
+        Of `manifest.json`. Since that holds the hash of every other file, it names the whole bundle.
+    """
+
+    root: Path
+    manifest: Manifest
+    sha256: str
+
+    @classmethod
+    def open(cls, path: Path | str, *, expect_sha256: str | None = None) -> Bundle:
+        """Open a bundle; only its manifest is read.
+
+        Parameters
+        ----------
+        path
+            The bundle's folder.
+        expect_sha256
+            Pins the bundle from outside: the SHA-256 its manifest must have.
+
+        Raises
+        ------
+        BundleError
+            When there is no manifest, it is not valid, or its hash is another than expected.
+        """
+        root = Path(path).absolute()
+        if not root.is_dir():
+            raise BundleError(f"{path} is no bundle: there is no such folder.")
+        text = _read(root, MANIFEST, MAX_MANIFEST_BYTES)
+        sha256 = hashlib.sha256(text).hexdigest()
+        if expect_sha256 is not None and sha256 != expect_sha256.lower():
+            raise BundleError(f"{path} must have the SHA-256 {expect_sha256.lower()}, not {sha256}.")
+        return cls(root, parse(text), sha256)
+
+    def read(self, path: str) -> bytes:
+        """Read one listed file whole and check it against the manifest.
+
+        Raises
+        ------
+        BundleError
+            When the manifest does not list it, or length or hash differ.
+        """
+        for record in self.manifest.files:
+            if record.path == path:
+                return _read_checked(self.root, record)
+        raise BundleError(f"{path} must be listed in {MANIFEST} to be used.")
+
+    def check_files(self) -> int:
+        """Check the hash of every listed file, and that nothing else lies in the bundle.
+
+        Returns
+        -------
+        int
+            How many files were checked.
+
+        Raises
+        ------
+        BundleError
+            For the first file that is missing, differs, or is not listed.
+        """
+        for record in self.manifest.files:
+            _read_checked(self.root, record)
+        listed = {MANIFEST, *(record.path for record in self.manifest.files)}
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                found = Path(folder, name).relative_to(self.root).as_posix()
+                if found not in listed:
+                    raise BundleError(f"{found} lies in the bundle, but {MANIFEST} does not list it.")
+        return len(self.manifest.files)
+
+
+def _read_checked(root: Path, record: FileRecord) -> bytes:
+    content = _read(root, record.path, record.bytes)
+    if len(content) != record.bytes:
+        raise BundleError(f"{record.path} must have {record.bytes} bytes, not {len(content)}: it was cut short.")
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != record.sha256:
+        raise BundleError(
+            f"{record.path} must have the SHA-256 {record.sha256}, not {sha256}: it was changed after export. "
+            "Copy the bundle again from where it was exported."
+        )
+    return content
+
+
+def _read(root: Path, path: str, most: int) -> bytes:
+    """Read a regular file of at most `most` bytes that lies in the bundle itself, not behind a link."""
+    file = root / path
+    try:
+        resolved = file.resolve(strict=True)
+        if not resolved.is_relative_to(root.resolve()) or not stat.S_ISREG(resolved.stat().st_mode):
+            raise BundleError(f"{path} must be a regular file inside the bundle, not a link out of it.")
+        with resolved.open("rb") as opened:
+            content = opened.read(most + 1)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read from the bundle: {error.strerror}.") from error
+    if len(content) > most:
+        raise BundleError(f"{path} must have at most {most} bytes, not more.")
+    return content

@@ -1,0 +1,312 @@
+"""Masks from images with a bundle: numpy, one runtime, no torch.
+
+Everything between the raw pixels and the final masks comes out of the manifest. Knows no file but the
+bundle's, and no output format.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from samdistill.arrays import Image, Labels, Masks, ProbabilityMaps, describe
+from samdistill.bundle import Bundle
+from samdistill.errors import BundleError, UsageError
+from samdistill.geometry import ModelFrame
+from samdistill.manifest import CleaningRule, Manifest
+from samdistill.runtime import Engine, open_engine
+
+Mode = Literal["fast", "refine", "auto"]
+Pixels = npt.NDArray[Any]  # (H, W) or (H, W, 3) of any depth, as io.read_image gives them
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The answer for one image.
+
+    Attributes
+    ----------
+    masks
+        (C, H, W) bool, image frame; channel i is class_id i + 1. They overlap only where `multi_label`.
+    probability_maps
+        (C, H, W) float32 in [0, 1], image frame, uncalibrated, before any cleaning.
+    class_names
+        C names.
+    multi_label
+        Whether classes may overlap.
+    mode
+        What computed it: "fast".
+    """
+
+    masks: Masks
+    probability_maps: ProbabilityMaps
+    class_names: tuple[str, ...]
+    multi_label: bool
+    mode: Mode
+
+    def labels(self) -> Labels:
+        """(H, W) int32 class ids, 0 = background.
+
+        Raises
+        ------
+        UsageError
+            When classes may overlap, since one number a pixel cannot say so.
+        """
+        if self.multi_label:
+            raise UsageError("labels() must be asked of classes that do not overlap; use masks.")
+        ids = np.arange(1, len(self.masks) + 1, dtype=np.int32)
+        labels: Labels = (self.masks * ids[:, None, None]).sum(axis=0, dtype=np.int32)
+        return labels
+
+
+class Predictor:
+    """An opened bundle; safe to use from several threads, and picklable.
+
+    A pickled predictor is its bundle's place and hash: unpickling opens the bundle again, on that machine's
+    device, and refuses one that has changed. Make one with `Predictor.load`.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, *, threads: int | None, device: str) -> None:
+        self._bundle = bundle
+        self._engine = engine
+        self._threads = threads
+        self._device = device
+        _check_student(bundle.manifest, engine)
+
+    @classmethod
+    def load(
+        cls,
+        bundle: Path | str,
+        device: str = "cpu",
+        runtime: str = "auto",
+        *,
+        threads: int | None = None,
+        expect_sha256: str | None = None,
+    ) -> Predictor:
+        """Open a bundle on a device.
+
+        Parameters
+        ----------
+        bundle
+            The bundle's folder.
+        device
+            "cpu", "cuda" or "cuda:N"; never another one in its place.
+        runtime
+            "onnxruntime", or "auto" for the fastest there is.
+        threads
+            CPU threads within one call; None lets the runtime choose.
+        expect_sha256
+            The bundle's own hash, where it is pinned from outside: SHA-256 of its manifest.json.
+
+        Raises
+        ------
+        BundleError
+            When a file of the bundle is missing, changed, or not what the manifest says.
+        DeviceUnavailable
+            When the runtime or the device cannot be had.
+        UsageError
+            For an unknown device or runtime.
+        """
+        opened = Bundle.open(bundle, expect_sha256=expect_sha256)
+        model = opened.read(opened.manifest.models.student.file)
+        engine = open_engine(model, device=device, runtime=runtime, threads=threads)
+        return cls(opened, engine, threads=threads, device=device)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        bundle, engine = self._bundle, self._engine
+        return _reopen, (str(bundle.root), self._device, engine.runtime, self._threads, bundle.sha256)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself."""
+        return self._bundle.manifest
+
+    @property
+    def bundle_sha256(self) -> str:
+        """The hash that names the whole bundle; what `expect_sha256` takes."""
+        return self._bundle.sha256
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in channel order."""
+        return self._bundle.manifest.class_names
+
+    @property
+    def runtime(self) -> str:
+        """The runtime in use."""
+        return self._engine.runtime
+
+    @property
+    def provider(self) -> str:
+        """What really computes, as the runtime names it."""
+        return self._engine.provider
+
+    def predict(self, image: Pixels, mode: Mode = "fast") -> Segmentation:
+        """Segment one image.
+
+        Parameters
+        ----------
+        image
+            (H, W) grey or (H, W, 3) RGB, as `io.read_image` gives it; the bundle's intensity rule makes it
+            uint8, so deeper pixels are welcome where that rule is not "identity".
+        mode
+            "fast": the student alone. "refine" and "auto" need a teacher in the bundle.
+
+        Returns
+        -------
+        Segmentation
+            In the image's own frame.
+
+        Raises
+        ------
+        ValueError
+            When the image is none, or its depth does not go with the bundle's intensity rule.
+        UsageError
+            For a mode the bundle cannot do.
+        BundleError
+            When the network fails or answers with NaN or infinity.
+        """
+        return self.predict_batch([image], mode, batch_size=1)[0]
+
+    def predict_batch(
+        self, images: Sequence[Pixels], mode: Mode = "fast", *, batch_size: int = 8
+    ) -> list[Segmentation]:
+        """Segment several images; those of one padded size go through the network together.
+
+        Parameters
+        ----------
+        images
+            As in `predict`; sizes may differ.
+        batch_size
+            At most this many images in one call of the network.
+
+        Returns
+        -------
+        list
+            One Segmentation an image, in their order.
+        """
+        self._check_mode(mode)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+        manifest = self.manifest
+        contract = manifest.input
+        prepared = [self._uint8(image, i if len(images) > 1 else None) for i, image in enumerate(images)]
+        frames = [ModelFrame.of(i.shape[:2], contract.size, contract.multiple) for i in prepared]
+        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, frame in enumerate(frames):
+            alike[frame.padded].append(index)
+        done: dict[int, Segmentation] = {}
+        for members in alike.values():
+            for start in range(0, len(members), batch_size):
+                chunk = members[start : start + batch_size]
+                logits = self._logits(np.stack([frames[i].pixels(prepared[i]) for i in chunk]))
+                for i, one in zip(chunk, logits, strict=True):
+                    maps = frames[i].probability_maps(one)
+                    masks = masks_of(
+                        maps,
+                        thresholds=manifest.thresholds,
+                        multi_label=manifest.multi_label,
+                        cleaning=manifest.cleaning,
+                    )
+                    done[i] = Segmentation(masks, maps, self.class_names, manifest.multi_label, mode)
+        return [done[i] for i in range(len(images))]
+
+    def student_logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Run the student alone, for measurements: uint8 (N, 3, H, W) in, float32 (N, C, H, W) out."""
+        return self._logits(pixels)
+
+    def _uint8(self, image: Pixels, index: int | None) -> Image:
+        name = "image" if index is None else f"images[{index}]"
+        if not isinstance(image, np.ndarray):
+            raise TypeError(f"{name} must be an array (H, W) or (H, W, 3), not {describe(image)}.")
+        try:
+            return self.manifest.intensity.apply(image)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+    def _check_mode(self, mode: str) -> None:
+        if mode not in get_args(Mode):
+            raise UsageError(f"mode must be one of {', '.join(get_args(Mode))}, not {mode!r}.")
+        if mode != "fast":
+            raise UsageError(f"mode must be fast, not {mode}: this bundle has no teacher to refine with.")
+
+    def _logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        student = self.manifest.models.student
+        logits: npt.NDArray[np.float32] = self._engine.run({student.input: pixels})[student.output]
+        wanted = (len(pixels), len(self.class_names), *pixels.shape[2:])
+        if logits.shape != wanted:
+            raise BundleError(f"logits must have the shape {wanted}, not {logits.shape}.")
+        if not np.isfinite(logits).all():
+            raise BundleError(
+                f"logits must be finite, not NaN or infinite in {np.count_nonzero(~np.isfinite(logits))} of "
+                f"{logits.size} values. The network is broken or overflows; no mask is given."
+            )
+        return logits
+
+
+def masks_of(
+    probability_maps: ProbabilityMaps,
+    *,
+    thresholds: Sequence[float],
+    multi_label: bool,
+    cleaning: CleaningRule | None = None,
+) -> Masks:
+    """Turn probability maps into masks: threshold, cleaning, one class a pixel.
+
+    Parameters
+    ----------
+    probability_maps
+        (C, H, W) float32 in [0, 1].
+    thresholds
+        C numbers; the comparison is strict.
+    multi_label
+        Whether classes may overlap. Where not, a pixel that several claim goes to the most probable of them,
+        among equals to the first.
+    cleaning
+        Which components stay; None keeps all.
+
+    Returns
+    -------
+    Masks
+        (C, H, W) bool.
+    """
+    if cleaning is None:
+        masks: Masks = probability_maps > np.array(thresholds, np.float32)[:, None, None]
+    else:
+        from samdistill.components import clean
+
+        masks = clean(
+            probability_maps,
+            threshold=tuple(thresholds),
+            keep=cleaning.keep,
+            min_area_px=cleaning.min_area_px,
+        )
+    if len(masks) > 1 and not multi_label:
+        claimed = np.where(masks, probability_maps, np.float32(-1))
+        masks &= np.arange(len(masks))[:, None, None] == claimed.argmax(axis=0)
+    return masks
+
+
+def _check_student(manifest: Manifest, engine: Engine) -> None:
+    """The network's tensors must be what the manifest promises."""
+    record = manifest.models.student
+    for kind, tensors, name, dtype in (
+        ("input", engine.inputs, record.input, np.uint8),
+        ("output", engine.outputs, record.output, np.float32),
+    ):
+        if list(tensors) != [name] or tensors[name].dtype != dtype or tensors[name].ndim != 4:
+            raise BundleError(
+                f"the student's {kind} must be {name}, {np.dtype(dtype)} of 4 dimensions, not "
+                + ", ".join(f"{key}, {type_.dtype} of {type_.ndim}" for key, type_ in tensors.items())
+                + "."
+            )
+
+
+def _reopen(root: str, device: str, runtime: str, threads: int | None, sha256: str) -> Predictor:
+    return Predictor.load(root, device, runtime, threads=threads, expect_sha256=sha256)

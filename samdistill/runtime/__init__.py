@@ -1,0 +1,133 @@
+"""Runtimes behind one small interface: a network's bytes in, named arrays through it.
+
+Each library has a module of its own, which is the only place that imports it. An engine runs on the device
+it was asked for or does not open. Knows no bundle and no image.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from samdistill.errors import UsageError
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class Engine(Protocol):
+    """An opened network; safe to use from several threads at once.
+
+    Attributes
+    ----------
+    runtime
+        Key of RUNTIMES.
+    provider
+        What really computes, as the library names it.
+    inputs, outputs
+        Dtype and rank of each named tensor.
+    """
+
+    @property
+    def runtime(self) -> str: ...
+
+    @property
+    def provider(self) -> str: ...
+
+    @property
+    def inputs(self) -> Mapping[str, TensorType]: ...
+
+    @property
+    def outputs(self) -> Mapping[str, TensorType]: ...
+
+    def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Compute every output from every input."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Dtype and number of dimensions of a network's input or output."""
+
+    dtype: np.dtype[Any]
+    ndim: int
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a network runs.
+
+    Attributes
+    ----------
+    kind
+        "cpu" or "cuda".
+    index
+        Number of the GPU; 0 for the CPU.
+    """
+
+    kind: str
+    index: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Device:
+        """Read "cpu", "cuda" or "cuda:N".
+
+        Raises
+        ------
+        UsageError
+            For anything else.
+        """
+        match = re.fullmatch(r"(cpu)|cuda(?::(\d{1,3}))?", text)
+        if match is None:
+            raise UsageError(f"device must be cpu, cuda or cuda:N, not {text!r}.")
+        return cls("cpu") if match[1] else cls("cuda", int(match[2] or 0))
+
+    def __str__(self) -> str:
+        return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
+
+
+def _onnxruntime(model: bytes, device: Device, threads: int | None) -> Engine:
+    from samdistill.runtime.onnxruntime import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(model, device, threads=threads)
+
+
+RUNTIMES: dict[str, Callable[[bytes, Device, int | None], Engine]] = {"onnxruntime": _onnxruntime}
+"""Fastest first; "auto" takes the first."""
+
+
+def open_engine(
+    model: bytes, *, device: str = "cpu", runtime: str = "auto", threads: int | None = None
+) -> Engine:
+    """Open a network.
+
+    Parameters
+    ----------
+    model
+        The ONNX file's bytes.
+    device
+        "cpu", "cuda" or "cuda:N".
+    runtime
+        Key of RUNTIMES, or "auto".
+    threads
+        CPU threads within one call; None lets the library choose.
+
+    Raises
+    ------
+    UsageError
+        For an unknown device, runtime or number of threads.
+    DeviceUnavailable
+        When the library or the device cannot be had.
+    BundleError
+        When the library cannot open the network.
+    """
+    if runtime != "auto" and runtime not in RUNTIMES:
+        raise UsageError(f"runtime must be auto or one of {', '.join(RUNTIMES)}, not {runtime!r}.")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be at least 1, not {threads}.")
+    chosen = next(iter(RUNTIMES)) if runtime == "auto" else runtime
+    return RUNTIMES[chosen](model, Device.parse(device), threads)
