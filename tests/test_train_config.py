@@ -39,7 +39,7 @@ def test_a_file_changes_its_preset_and_an_option_changes_the_file(tmp_path: Path
         ("[student]\nencodr = 'x'", "encodr"),
         ("seed = 'three'", "seed must be int"),
         ("labels = 1.5", "share in (0, 1]"),
-        ("labels = 3", "at least 5 images"),
+        ("labels = 0", "at least 1 image"),
         ("max_steps = 0", "max_steps must be at least 1"),
         ("preset = 'heavy'", "preset must be one of"),
         ("strategy = 'magic'", "strategy must be one of"),

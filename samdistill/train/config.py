@@ -140,8 +140,8 @@ class TrainConfig:
     strategy
         What uses the unlabelled images: "supervised" does not.
     labels
-        The label budget: a share in (0, 1] of the training part or a number of images, validation images
-        included; None takes every label.
+        The label budget, see io.splits.make_split: a share in (0, 1] of the labels outside the test part or a
+        number of images (at least 4 are taken), validation images included; None takes every label.
     seed
         Of the split, the weights, the batches and the views.
     max_epochs, max_steps
@@ -183,7 +183,7 @@ class TrainConfig:
         if isinstance(self.labels, float):
             _require(0 < self.labels <= 1, f"labels must be a share in (0, 1], not {self.labels}.")
         elif self.labels is not None:
-            _require(self.labels >= 5, f"labels must be at least 5 images (4 validate), not {self.labels}.")
+            _require(self.labels >= 1, f"labels must be at least 1 image, not {self.labels}.")
         for name in ("max_epochs", "min_epoch_steps", "batch", "early_stop"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}.")
         _require(

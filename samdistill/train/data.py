@@ -94,10 +94,9 @@ class FrameStore:
         size = model_size((image.shape[0], image.shape[1]), self._size)
         targets: npt.NDArray[np.int8] | None = None
         if case.labelled:
-            labels = case.read_masks()
-            targets = resize_masks(labels.masks, size).astype(np.int8)
-            if labels.ignore is not None:
-                targets[:, resize_masks(labels.ignore[None], size)[0]] = int(IGNORE)
+            masks, ignored = case.read_labels()
+            targets = resize_masks(masks, size).astype(np.int8)
+            targets[:, resize_masks(ignored[None], size)[0]] = int(IGNORE)
         return Frame(resize_image(image, size), targets)
 
 

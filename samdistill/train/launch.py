@@ -20,8 +20,9 @@ from samdistill._version import __version__
 from samdistill.config import to_dict
 from samdistill.errors import DeviceUnavailable, InputRejected, UsageError
 from samdistill.intensity import IntensityRule
-from samdistill.io.dataset import Case, Dataset, make_split, open_dataset
+from samdistill.io.dataset import open_dataset
 from samdistill.io.images import read_image
+from samdistill.io.splits import Split, make_split
 from samdistill.train.config import TrainConfig
 from samdistill.train.curves import draw_curves
 from samdistill.train.data import Batches, FrameStore
@@ -102,14 +103,14 @@ def train(
         if run.record.result:
             watcher.on_message(f"{out} is finished; nothing to resume.")
             return run
-    dataset = open_dataset(data)
-    student, encoder_weights = build_student(config.student, len(dataset.class_names))
+    split = make_split(open_dataset(data, infer_classes=False), seed=config.seed, labels=config.labels)
+    student, encoder_weights = build_student(config.student, len(split.class_names))
     if run is None:
-        run = _new_run(dataset, data, out, config, devices, encoder_weights)
+        run = _new_run(split, data, out, config, devices, encoder_weights)
         if fabric.global_rank == 0:
             out.mkdir(parents=True, exist_ok=True)
             run.write_record()
-    elif dataset.fingerprint() != run.record.data["fingerprint"]:
+    elif split.ids() != run.record.split or split.fingerprint() != run.record.data["fingerprint"]:
         raise InputRejected(f"{data} has changed since the run began; start a new run.")
     elif encoder_weights != run.record.encoder_weights:
         raise InputRejected(
@@ -120,17 +121,10 @@ def train(
     watcher.on_message(_first_line(run, devices))
 
     started = time.perf_counter()
-    by_id = {case.id: case for case in dataset.cases}
-    stores = {
-        part: FrameStore([by_id[name] for name in run.record.split[part]], config.student.size, run.intensity)
-        for part in ("train_labelled", "validation")
-    }
-    total = sum(len(store) for store in stores.values())
-    done = 0
-    for store in stores.values():
-        store.preload(lambda read, _, before=done: watcher.on_read(before + read, total))
-        done += len(store)
-    labelled = stores["train_labelled"]
+    labelled = FrameStore(split.train_labelled, config.student.size, run.intensity)
+    validation = FrameStore(split.validation, config.student.size, run.intensity)
+    for store in (labelled, validation):
+        store.preload(watcher.on_read)
     batches = Batches(
         labelled,
         config.student.size,
@@ -146,7 +140,7 @@ def train(
         fabric,
         student,
         Supervised(batches, SegmentationLoss(config.bce_weight)),
-        stores["validation"],
+        validation,
         epoch_steps=max(config.min_epoch_steps, math.ceil(len(labelled) / config.batch)),
         listener=watcher,
     )
@@ -184,33 +178,28 @@ def choose_devices(device: str, precision: str) -> Devices:
     return Devices(kind, precision)
 
 
-def choose_intensity(cases: list[Case]) -> IntensityRule:
+def choose_intensity(paths: list[Path]) -> IntensityRule:
     """Identity where every image is 8 bits deep, else the percentiles 0.5 to 99.5 of each image."""
-    if all(read_image(case.image_path).dtype.itemsize == 1 for case in cases):
+    if all(read_image(path).dtype.itemsize == 1 for path in paths):
         return IntensityRule()
     return IntensityRule("percentiles", 0.5, 99.5)
 
 
 def _new_run(
-    dataset: Dataset, data: Path, out: Path, config: TrainConfig, devices: Devices, encoder_weights: str
+    split: Split, data: Path, out: Path, config: TrainConfig, devices: Devices, encoder_weights: str
 ) -> Run:
-    split = make_split(dataset, seed=config.seed, labels=config.labels)
-    parts = {
-        name: [case.id for case in getattr(split, name)]
-        for name in ("train_labelled", "train_unlabelled", "validation", "test")
-    }
-    intensity = config.intensity or choose_intensity(list(dataset.cases))
+    cases = (*split.train_labelled, *split.validation)
+    intensity = config.intensity or choose_intensity([case.image_path for case in cases])
     record = RunRecord(
         schema=SCHEMA,
         config=to_dict(config),
         data={
             "path": str(data.resolve()),
-            "fingerprint": dataset.fingerprint(),
-            "images": len(dataset.cases),
+            "fingerprint": split.fingerprint(),
         },
-        split=parts,
-        class_names=list(dataset.class_names),
-        multi_label=dataset.multi_label,
+        split=split.ids(),
+        class_names=list(split.class_names),
+        multi_label=split.multi_label,
         intensity=intensity.to_dict(),
         encoder_weights=encoder_weights,
         versions={

@@ -25,7 +25,7 @@ from safetensors.torch import save
 from samdistill.config import build
 from samdistill.errors import InputRejected
 from samdistill.intensity import IntensityRule
-from samdistill.io.dataset import Case, Dataset, open_dataset
+from samdistill.io.dataset import Case, fingerprint, open_dataset
 from samdistill.io.files import sha256_file, write_bytes
 from samdistill.train.config import TrainConfig
 from samdistill.train.student import Student
@@ -44,7 +44,7 @@ class RunRecord:
     config
         The whole TrainConfig as plain values.
     data
-        `path`, `fingerprint`, `images`.
+        `path` and `fingerprint` (of what training may see).
     split
         Case ids by part: train_labelled, train_unlabelled, validation, test.
     class_names, multi_label, intensity
@@ -167,8 +167,13 @@ class Run:
         student.load_state_dict(tensors)
         return student.eval()
 
-    def dataset(self, data: Path | None = None) -> Dataset:
-        """The data the run was trained on, or another place where they lie.
+    def cases(self, data: Path | None = None) -> dict[str, list[Case]]:
+        """The cases the run was trained on, by part: train_labelled, train_unlabelled, validation, test.
+
+        Parameters
+        ----------
+        data
+            The data folder, where it is no longer at the recorded path.
 
         Raises
         ------
@@ -178,32 +183,33 @@ class Run:
         path = data or Path(self.record.data["path"])
         if not path.is_dir():
             raise InputRejected(f"the run's data are not at {path}; say where they are with --data.")
-        dataset = open_dataset(path)
-        if dataset.fingerprint() != self.record.data["fingerprint"]:
+        dataset = open_dataset(path, class_names=self.class_names, infer_classes=False)
+        by_id = {case.id: case for case in dataset.cases}
+        try:
+            parts = {part: [by_id[name] for name in ids] for part, ids in self.record.split.items()}
+        except KeyError as error:
+            raise InputRejected(f"{path} does not hold the data of this run: {error} is missing.") from error
+        parts["train_unlabelled"] = [case.without_labels() for case in parts["train_unlabelled"]]
+        seen = (*parts["train_labelled"], *parts["train_unlabelled"], *parts["validation"])
+        if fingerprint(seen, self.class_names) != self.record.data["fingerprint"]:
             raise InputRejected(
-                f"{path} does not hold the data of this run (its fingerprint differs); "
-                "give the folder the run was trained on with --data, or train again."
+                f"{path} does not hold the data of this run: its fingerprint differs. "
+                "Give the folder the run was trained on with --data, or train again."
             )
-        return dataset
-
-    def cases(self, part: str, data: Path | None = None) -> list[Case]:
-        """The cases of a part of the split: train_labelled, train_unlabelled, validation or test."""
-        by_id = {case.id: case for case in self.dataset(data).cases}
-        return [by_id[name] for name in self.record.split[part]]
+        return parts
 
     def validation_cases(self, data: Path | None = None) -> list[Case]:
         """The labelled cases training chose the student by."""
-        return self.cases("validation", data)
+        return self.cases(data)["validation"]
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self, data: Path | None = None) -> dict[str, Any]:
         """What a bundle tells of its training; names no path and no file.
 
         `trained_on` are the first 16 hexadecimal digits of the sha256 of each image file that training or
         validation used, so that an evaluation can leave them out.
         """
-        seen = [
-            case for part in ("train_labelled", "train_unlabelled", "validation") for case in self.cases(part)
-        ]
+        parts = self.cases(data)
+        seen = [*parts["train_labelled"], *parts["train_unlabelled"], *parts["validation"]]
         return {
             "data_fingerprint": self.record.data["fingerprint"],
             "images": {part: len(ids) for part, ids in self.record.split.items()},

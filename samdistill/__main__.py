@@ -1,0 +1,5 @@
+"""`python -m samdistill`: the command line."""
+
+from samdistill.cli.app import main
+
+main()

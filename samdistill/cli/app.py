@@ -1,0 +1,81 @@
+"""The command line: parse, call, print, exit code. No algorithm lives here.
+
+Each command sits in a module of its own whose top imports nothing heavy, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from samdistill._version import __version__
+from samdistill.cli import data, evaluate, export, infer, phantoms, teacher, train, verify
+from samdistill.errors import SamdistillError
+
+app = typer.Typer(
+    name="samdistill",
+    help="Few labels in, a small deployable segmenter out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"samdistill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Few labels in, a small deployable segmenter out."""
+
+
+app.command("phantoms")(phantoms.phantoms)
+app.add_typer(data.app, name="data", help="Look at a data set before anything is trained.")
+app.command("train")(train.train)
+app.command("export")(export.export)
+app.command("infer")(infer.infer)
+app.command("evaluate")(evaluate.evaluate)
+app.command("verify")(verify.verify)
+app.add_typer(teacher.app, name="teacher", help="The Segment Anything models that teach.")
+
+
+def main() -> None:
+    """Run the command line; one line on standard error and the exit code of the error when it fails.
+
+    SAMDISTILL_DEBUG=1 lets the traceback through.
+    """
+    debug = os.environ.get("SAMDISTILL_DEBUG") == "1"
+    try:
+        app()
+    except SamdistillError as error:
+        if debug:
+            raise
+        print(f"samdistill: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except MemoryError:
+        if debug:
+            raise
+        print("samdistill: out of memory; use smaller images, a smaller --size or --batch.", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("samdistill: interrupted.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            f"samdistill: internal error: {type(error).__name__}: {error} "
+            "(set SAMDISTILL_DEBUG=1 for the traceback).",
+            file=sys.stderr,
+        )
+        sys.exit(1)

@@ -1,0 +1,347 @@
+"""Training end to end on phantoms: resume, label privacy, equal shares over processes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from samdistill import phantoms
+from samdistill.errors import DeviceUnavailable, InputRejected, UsageError
+from samdistill.io.dataset import open_dataset
+from samdistill.train.config import AugmentConfig, TrainConfig, load_config
+from samdistill.train.data import Batches, FrameStore, whole_frames
+from samdistill.train.launch import choose_devices, train
+from samdistill.train.losses import IGNORE, SegmentationLoss
+from samdistill.train.run import Run
+from samdistill.train.student import build_student
+
+TINY = """
+preset = "light"
+precision = "fp32"
+min_epoch_steps = 3
+max_steps = 9
+batch = 4
+labels = 10
+[student]
+encoder = "tu-mobilenetv3_small_050"
+decoder_channels = [16, 16, 8, 8, 8]
+size = 32
+"""
+
+
+class Silent:
+    """A watcher that only collects."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.messages: list[str] = []
+
+    def on_message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def on_read(self, done: int, total: int) -> None:
+        assert done <= total
+
+    def on_start(self, phase: str, first_step: int, total_steps: int) -> None:
+        self.first = first_step
+
+    def on_step(self, step: int, loss: float) -> None:
+        assert np.isfinite(loss)
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms") / "data"
+    phantoms.write(folder, kind="ultrasound", count=30, seed=4, size=(48, 64))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("config") / "tiny.toml"
+    file.write_text(TINY)
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(data, tmp_path_factory.mktemp("runs") / "run", load_config(tiny), Silent(), device="cpu")
+
+
+def command(*words: str, **extra: str) -> list[str]:
+    return [sys.executable, "-m", "samdistill", "train", *words]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_a_run_leaves_all_its_files_and_says_what_it_did(trained: Run) -> None:
+    names = {path.name for path in trained.path.iterdir()}
+    assert names == {
+        "run.json",
+        "student.safetensors",
+        "last.safetensors",
+        "log.jsonl",
+        "log.csv",
+        "curves.png",
+    }
+    log = [json.loads(line) for line in (trained.path / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in log] == [3, 6, 9]
+    result = trained.record.result
+    assert result["steps"] == 9
+    assert result["best"]["val_dice"] == max(record["val_dice"] for record in log)
+    assert trained.record.versions["torch"] == torch.__version__
+
+
+def test_the_label_budget_covers_training_and_validation(trained: Run) -> None:
+    split = trained.record.split
+    assert len(split["train_labelled"]) + len(split["validation"]) == 10
+    assert len(split["validation"]) >= 3
+    everything = [name for part in split.values() for name in part]
+    assert len(everything) == len(set(everything)) == 30
+
+
+def test_the_loaded_student_is_the_best_one(trained: Run) -> None:
+    student = trained.load_student()
+    store = FrameStore(trained.validation_cases(), 32, trained.intensity)
+    from samdistill.train.loop import validate
+
+    measured = validate(student, store, SegmentationLoss(1.0), 4)
+    assert measured.dice == pytest.approx(trained.record.result["best"]["val_dice"], abs=1e-9)
+
+
+def test_training_learns(data: Path, tiny: Path, tmp_path: Path) -> None:
+    config = load_config(tiny, overrides={"max_steps": 60, "min_epoch_steps": 20, "labels": 30})
+    watcher = Silent()
+    train(data, tmp_path / "run", config, watcher, device="cpu")
+    assert watcher.records[-1]["train_loss"] < 0.85 * watcher.records[0]["train_loss"]
+
+
+def test_labels_of_the_unlabelled_part_are_never_read(
+    data: Path, tiny: Path, trained: Run, tmp_path: Path
+) -> None:
+    """With every unlabelled image's mask destroyed, the run comes out the same to the last bit."""
+    copy = tmp_path / "data"
+    for source in data.rglob("*"):
+        if source.is_file():
+            target = copy / source.relative_to(data)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+    for name in trained.record.split["train_unlabelled"]:
+        (mask,) = copy.glob(f"masks/{name}.*")
+        mask.write_bytes(b"not a mask")
+    run = train(copy, tmp_path / "run", load_config(tiny), Silent(), device="cpu")
+    assert run.record.split == trained.record.split
+    assert (run.path / "student.safetensors").read_bytes() == (
+        trained.path / "student.safetensors"
+    ).read_bytes()
+
+
+def test_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(
+    data: Path, tiny: Path, tmp_path: Path
+) -> None:
+    words = [str(data), "--config", str(tiny), "--max-steps", "24"]
+    subprocess.run(command(*words, "--out", str(tmp_path / "whole")), check=True, env=environment())
+    for number in range(1, 4):
+        process = subprocess.Popen(
+            [*command(*words, "--out", str(tmp_path / "killed")), "--resume"],
+            env=environment(),
+            stderr=subprocess.DEVNULL,
+        )
+        log = tmp_path / "killed" / "log.jsonl"
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if log.is_file() and len(log.read_text().splitlines()) >= 2 * number:
+                break
+            time.sleep(0.003)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(
+        [*command(*words, "--out", str(tmp_path / "killed")), "--resume"], check=True, env=environment()
+    )
+    whole, killed = Run.load(tmp_path / "whole"), Run.load(tmp_path / "killed")
+    for name in ("student", "last"):
+        tensors, state = whole.load_tensors(name)
+        other_tensors, other_state = killed.load_tensors(name)
+        assert tensors.keys() == other_tensors.keys()
+        assert all(torch.equal(tensors[key], other_tensors[key]) for key in tensors)
+        for record in [*state.get("history", []), *other_state.get("history", [])]:
+            del record["seconds"]
+        assert state == other_state
+    assert (
+        not list((tmp_path / "killed").glob(".*.tmp"))
+        or (tmp_path / "killed" / "student.safetensors").is_file()
+    )
+
+
+def test_a_finished_run_resumes_to_itself(trained: Run, data: Path, tiny: Path) -> None:
+    watcher = Silent()
+    train(data, trained.path, load_config(tiny), watcher, device="cpu", resume=True)
+    assert "finished" in watcher.messages[0]
+
+
+def test_two_processes_share_each_batch(data: Path, tiny: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "-m",
+            "samdistill",
+            "train",
+            str(data),
+            "--config",
+            str(tiny),
+            "--out",
+            str(tmp_path / "run"),
+            "--device",
+            "cpu",
+        ],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert Run.load(tmp_path / "run").record.result["steps"] == 9
+
+
+@pytest.fixture(scope="module")
+def store(data: Path) -> FrameStore:
+    return FrameStore(open_dataset(data).cases[:7], 32, load_config().intensity or _identity())
+
+
+def _identity() -> Any:
+    from samdistill.intensity import IntensityRule
+
+    return IntensityRule()
+
+
+def test_a_batch_depends_on_nothing_but_seed_stream_and_step(store: FrameStore) -> None:
+    first = Batches(store, 32, 4, AugmentConfig(), seed=1, stream=0)
+    second = Batches(store, 32, 4, AugmentConfig(), seed=1, stream=0)
+    second(0), second(1)
+    assert torch.equal(first(5).pixels, second(5).pixels)
+    other = Batches(store, 32, 4, AugmentConfig(), seed=1, stream=1)
+    assert not torch.equal(first(5).pixels, other(5).pixels)
+
+
+def test_every_case_comes_once_before_any_comes_again(store: FrameStore) -> None:
+    batches = Batches(store, 32, 4, AugmentConfig(), seed=3, stream=0)
+    drawn = [index for step in range(7) for index in batches(step).indices]
+    for cycle in range(4):
+        assert sorted(drawn[7 * cycle : 7 * cycle + 7]) == list(range(7))
+
+
+def test_the_shares_of_two_processes_make_up_the_batch(store: FrameStore) -> None:
+    whole = Batches(store, 32, 4, AugmentConfig(), seed=3, stream=0)(2)
+    parts = [
+        Batches(store, 32, 4, AugmentConfig(), seed=3, stream=0, rank=rank, world=2)(2) for rank in (0, 1)
+    ]
+    assert torch.equal(whole.pixels[0::2], parts[0].pixels)
+    assert torch.equal(whole.pixels[1::2], parts[1].pixels)
+
+
+def test_whole_frames_pad_with_pixels_that_count_nowhere(store: FrameStore) -> None:
+    seen = 0
+    for batch in whole_frames(store, 3):
+        assert batch.pixels.shape[2] % 32 == batch.pixels.shape[3] % 32 == 0
+        width = store[batch.indices[0]].image.shape[1]
+        assert (batch.targets[:, :, :, width:] == IGNORE).all()
+        seen += len(batch.indices)
+    assert seen == len(store)
+
+
+def test_ignored_pixels_change_no_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 2, 8, 8, generator=generator)
+    targets = (torch.rand(2, 2, 8, 8, generator=generator) > 0.5).float()
+    targets[:, :, :, 5:] = IGNORE
+    loss = SegmentationLoss(0.5)
+    changed = logits.clone()
+    changed[:, :, :, 5:] += 100
+    assert loss(logits, targets) == loss(changed, targets)
+    changed[:, :, :, :5] += 100
+    assert loss(logits, targets) != loss(changed, targets)
+
+
+def test_the_loss_is_dice_plus_weighted_bce() -> None:
+    """Worked by hand: logits 0 give p = 1/2 everywhere; 4 of 8 pixels true: Dice 2*2/(4+4), BCE ln 2."""
+    logits, targets = torch.zeros(1, 1, 2, 4), torch.tensor([[[[1.0, 1, 1, 1], [0, 0, 0, 0]]]])
+    assert float(SegmentationLoss(0.2)(logits, targets)) == pytest.approx(0.5 + 0.2 * np.log(2), abs=1e-5)
+
+
+def test_the_students_normalisation_is_inside() -> None:
+    student, start = build_student(TrainConfig().student, 2)
+    assert start in ("none", "imagenet")
+    pixels = torch.randint(0, 256, (1, 3, 32, 64), dtype=torch.uint8)
+    student.eval()
+    with torch.no_grad():
+        assert torch.equal(student(pixels), student(pixels.float()))
+        assert student(pixels).shape == (1, 2, 32, 64)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, so asking for it is no error")
+def test_a_missing_gpu_is_said_and_never_replaced() -> None:
+    with pytest.raises(DeviceUnavailable, match=r"CUDA|GPU"):
+        choose_devices("cuda", "auto")
+    assert choose_devices("auto", "fp32").kind == "cpu"
+
+
+def test_half_precision_on_a_cpu_is_refused() -> None:
+    with pytest.raises(UsageError, match="fp16 needs a GPU"):
+        choose_devices("cpu", "fp16")
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_differently(trained: Run, data: Path, tiny: Path) -> None:
+    with pytest.raises(UsageError, match="holds a run already"):
+        train(data, trained.path, load_config(tiny), Silent(), device="cpu")
+    with pytest.raises(UsageError, match="seed was 0"):
+        train(
+            data, trained.path, load_config(tiny, overrides={"seed": 1}), Silent(), device="cpu", resume=True
+        )
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 99}', '{"schema": 1}'])
+def test_a_damaged_run_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(InputRejected, match=r"run\.json"):
+        Run.load(tmp_path)
+
+
+def test_a_folder_without_a_run_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(InputRejected, match="samdistill train"):
+        Run.load(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(trained: Run, tmp_path: Path) -> None:
+    for name in ("run.json", "student.safetensors"):
+        (tmp_path / name).write_bytes((trained.path / name).read_bytes()[: 10**6])
+    file = tmp_path / "student.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputRejected, match="damaged"):
+        Run.load(tmp_path).load_student()
+
+
+def test_moved_or_changed_data_are_refused(trained: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputRejected, match="--data"):
+        trained.cases(tmp_path / "nowhere")
+    phantoms.write(tmp_path / "other", kind="ultrasound", count=3, seed=9, size=(48, 64))
+    with pytest.raises(InputRejected, match="data of this run"):
+        trained.cases(tmp_path / "other")
