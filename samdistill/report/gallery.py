@@ -16,11 +16,15 @@ from samdistill.arrays import Image, Masks, check_image
 from samdistill.geometry import resize_image, resize_masks
 from samdistill.report.contours import path_data
 from samdistill.report.document import Section, escape, number
-from samdistill.report.overlay import Colour, class_colour, truth_colour
+from samdistill.report.overlay import COLOURS, Colour, class_colour, truth_colour
 
 LONGEST_PX = 800  # of a picture in a report: sharp when enlarged, some 80 kB a case at most
 JPEG_QUALITY = 85
 PREDICTION, TRUTH = "prediction", "truth"
+ORDERS = (
+    '<label>Order <select autocomplete="off"><option value="worst">worst first</option>'
+    '<option value="best">best first</option><option value="name">by name</option></select></label>'
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Picture:
     image
         uint8 (H, W, 3) RGB.
     layers
-        Name -> SVG elements in pixel edges of `image`, drawn in this order.
+        Name -> SVG elements in pixel edges of `image`, drawn in this order: markup, made by this package.
     """
 
     image: Image
@@ -61,7 +65,13 @@ class Case:
     notes: Sequence[str] = field(default=())
 
 
-def draw_picture(image: Image, masks: Mapping[str, Masks], *, longest: int = LONGEST_PX) -> Picture:
+def draw_picture(
+    image: Image,
+    masks: Mapping[str, Masks],
+    *,
+    colours: Sequence[Colour] = COLOURS,
+    longest: int = LONGEST_PX,
+) -> Picture:
     """Bring an image and its masks to a report's size and draw each set of masks as a layer.
 
     Parameters
@@ -70,6 +80,8 @@ def draw_picture(image: Image, masks: Mapping[str, Masks], *, longest: int = LON
         uint8 (H, W, 3) RGB.
     masks
         Layer name -> bool (C, H, W), image frame; the layer named "truth" is dashed, others are solid.
+    colours
+        RGB of each class, used in turns.
     longest
         Longest side of the picture, pixels; smaller images stay as they are.
     """
@@ -80,14 +92,20 @@ def draw_picture(image: Image, masks: Mapping[str, Masks], *, longest: int = LON
     for name, one in masks.items():
         colour = truth_colour if name == TRUTH else class_colour
         layers[name] = "".join(
-            _outline(path_data(mask), colour(index), dashed=name == TRUTH)
+            _outline(path_data(mask), colour(index, colours), dashed=name == TRUTH)
             for index, mask in enumerate(resize_masks(one, size))
         )
     return Picture(resize_image(image, size), layers)
 
 
 def gallery(
-    title: str, cases: Sequence[Case], *, class_names: Sequence[str], note: str = "", score_name: str = "Dice"
+    title: str,
+    cases: Sequence[Case],
+    *,
+    class_names: Sequence[str],
+    colours: Sequence[Colour] = COLOURS,
+    note: str = "",
+    score_name: str = "Dice",
 ) -> Section:
     """Make a section of cases, worst first, with a legend, switches for the layers and an order to choose.
 
@@ -97,7 +115,7 @@ def gallery(
         Plain text; the note says which cases these are.
     cases
         In any order.
-    class_names
+    class_names, colours
         Of channel 0, 1, ...; for the legend.
     score_name
         What a case's score is called.
@@ -106,11 +124,9 @@ def gallery(
     names = list(dict.fromkeys(name for case in ordered for name in case.picture.layers))
     told = f"<p>{escape(note)}</p>" if note else ""
     figures = "".join(_figure(case, score_name) for case in ordered)
+    tools = _legend(class_names, colours, names) + _switches(names) + ORDERS
     body = (
-        f'<div class="gallery">{told}<div class="tools">{_legend(class_names, names)}{_switches(names)}'
-        '<label>Order <select><option value="worst">worst first</option><option value="best">best first'
-        '</option><option value="name">by name</option></select></label></div>'
-        f'<div class="cases">{figures}</div></div>'
+        f'<div class="gallery">{told}<div class="tools">{tools}</div><div class="cases">{figures}</div></div>'
     )
     return Section(title, body)
 
@@ -137,13 +153,13 @@ def _figure(case: Case, score_name: str) -> str:
     )
 
 
-def _legend(class_names: Sequence[str], layers: Sequence[str]) -> str:
+def _legend(class_names: Sequence[str], colours: Sequence[Colour], layers: Sequence[str]) -> str:
     entries = []
     for index, name in enumerate(class_names):
         if any(layer != TRUTH for layer in layers):
-            entries.append((name, class_colour(index), ""))
+            entries.append((name, class_colour(index, colours), ""))
         if TRUTH in layers:
-            entries.append((f"{name}, {TRUTH}", truth_colour(index), " dashed"))
+            entries.append((f"{name}, {TRUTH}", truth_colour(index, colours), " dashed"))
     return "".join(
         f'<span class="legend"><i class="line{dashes}" style="--colour:rgb{rgb}"></i>{escape(name)}</span>'
         for name, rgb, dashes in entries

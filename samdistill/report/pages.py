@@ -1,0 +1,196 @@
+"""The sections of samdistill's reports: an evaluation, its cases, the course of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from samdistill.evaluation import CaseScores, Evaluation, Predicts, predictions
+from samdistill.intensity import IntensityRule
+from samdistill.io.dataset import Case
+from samdistill.manifest import Manifest
+from samdistill.report.charts import Series, histogram, line_chart
+from samdistill.report.document import Section, facts, number, paragraph, table
+from samdistill.report.gallery import PREDICTION, TRUTH, draw_picture, gallery
+from samdistill.report.gallery import Case as Entry
+from samdistill.report.overlay import COLOURS, Colour
+from samdistill.statistics import Estimate
+
+WORST, BEST = 24, 12  # cases shown, so that a report of thousands stays a few megabytes
+
+
+def evaluation_sections(
+    evaluation: Evaluation,
+    predictor: Predicts,
+    cases: Sequence[Case],
+    *,
+    intensity: IntensityRule | None = None,
+    colours: Sequence[Colour] = COLOURS,
+) -> list[Section]:
+    """Summary, distribution and the worst and best cases of an evaluation.
+
+    Parameters
+    ----------
+    evaluation
+        The result.
+    predictor, cases
+        What `evaluate` was given; the cases that are shown are predicted once more.
+    intensity
+        The rule by which raw pixels are shown as uint8, as the bundle names it; None takes them as they are.
+    colours
+        RGB of each class, used in turns.
+    """
+    return [
+        summary([evaluation]),
+        distribution(evaluation),
+        examples(evaluation, predictor, cases, intensity=intensity, colours=colours),
+    ]
+
+
+def summary(evaluations: Sequence[Evaluation]) -> Section:
+    """A table of every class and their mean, for one evaluation or for several modes side by side."""
+    headers, rows = summary_rows(evaluations)
+    unit = "groups" if any(evaluation.grouped for evaluation in evaluations) else "cases"
+    caption = (
+        f"Means with 95 % bootstrap intervals over {unit}. Dice and IoU are 1 where both masks are empty, "
+        "0 where one is; HD95 and ASD exist where neither is, so a missed class and a false alarm do not "
+        "enter them. Images: with the class in the truth."
+    )
+    return Section("Summary", table(headers, rows, caption=caption))
+
+
+def summary_rows(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of `summary`, as plain text for a terminal too."""
+    headers = ["class", "Dice", "Dice where present", "IoU", "HD95, px", "ASD, px", "images", "missed",
+               "false alarms"]  # fmt: skip
+    rows = []
+    for evaluation in evaluations:
+        mode = f" · {evaluation.mode}" if len(evaluations) > 1 else ""
+        total, classes = len(evaluation.cases), evaluation.classes
+        for name, one in zip(evaluation.class_names, classes, strict=True):
+            counts = [f"{one.present} of {total}", str(one.missed), str(one.false_alarms)]
+            rows.append([f"{name}{mode}", *_estimates(one.metrics), *counts])
+        if len(classes) > 1:
+            missed, false_alarms = (
+                sum(one.missed for one in classes),
+                sum(one.false_alarms for one in classes),
+            )
+            counts = [str(total), str(missed), str(false_alarms)]
+            rows.append([f"mean of the classes{mode}", *_estimates(evaluation.metrics), *counts])
+    return headers, rows
+
+
+def distribution(evaluation: Evaluation) -> Section:
+    """Histograms of the cases' Dice and 95 % Hausdorff distance."""
+    means = [case.means() for case in evaluation.cases]
+    distances = [one["hd95_px"] for one in means if one["hd95_px"] == one["hd95_px"]]
+    charts = histogram("Dice of the cases", [one["dice"] for one in means], x_label="Dice")
+    if distances:
+        charts += histogram(
+            "95 % Hausdorff distance of the cases",
+            distances,
+            x_label="px",
+            bounds=(0.0, max(*distances, 1.0)),
+        )
+    return Section("Distribution", f'<div class="charts">{charts}</div>')
+
+
+def examples(
+    evaluation: Evaluation,
+    predictor: Predicts,
+    cases: Sequence[Case],
+    *,
+    intensity: IntensityRule | None = None,
+    colours: Sequence[Colour] = COLOURS,
+    worst: int = WORST,
+    best: int = BEST,
+) -> Section:
+    """Pictures of the worst and the best cases with prediction and truth; parameters as in the sections."""
+    ranked = sorted(evaluation.cases, key=lambda case: (case.means()["dice"], case.id))
+    shown = ranked if len(ranked) <= worst + best else [*ranked[:worst], *ranked[-best:]]
+    by_id = {case.id: case for case in cases}
+    chosen = [by_id[scores.id] for scores in shown]
+    entries = []
+    rule = intensity or IntensityRule()
+    for scores, one in zip(shown, predictions(predictor, chosen, evaluation.mode), strict=True):
+        layers = {PREDICTION: one.masks, TRUTH: one.truth}
+        picture = draw_picture(rule.apply(one.pixels), layers, colours=colours)
+        entries.append(Entry(scores.id, picture, scores.means()["dice"], _notes(scores, evaluation)))
+    note = (
+        f"All {len(ranked)} cases."
+        if len(shown) == len(ranked)
+        else f"The {worst} worst and the {best} best of {len(ranked)} cases by Dice."
+    )
+    return gallery("Cases", entries, class_names=evaluation.class_names, colours=colours, note=note)
+
+
+def learning_curves(records: Sequence[Mapping[str, Any]]) -> Section:
+    """The course of a training from its log: one record an epoch, as log.jsonl has them.
+
+    Parameters
+    ----------
+    records
+        With `step` and whatever there is of `train_loss`, `val_loss`, `val_dice`, `lr`; others are not drawn.
+    """
+
+    def series(name: str, key: str) -> Series:
+        known = [record for record in records if record.get(key) is not None]
+        return Series(name, [float(one["step"]) for one in known], [float(one[key]) for one in known])
+
+    loss = line_chart(
+        "Loss", [series("training", "train_loss"), series("validation", "val_loss")], x_label="optimiser step"
+    )
+    dice = line_chart(
+        "Dice", [series("validation", "val_dice")], x_label="optimiser step", y_range=(0.0, 1.0)
+    )
+    rate = line_chart("Learning rate", [series("learning rate", "lr")], x_label="optimiser step")
+    return Section("Learning curves", f'<div class="charts">{loss}{dice}{rate}</div>')
+
+
+def facts_section(title: str, values: Mapping[str, object], *, note: str = "") -> Section:
+    """A section of names and values: a run's configuration, a bundle's hashes and parity."""
+    return Section(title, (paragraph(note) if note else "") + facts(values))
+
+
+def bundle_section(manifest: Manifest, sha256: str) -> Section:
+    """What a bundle says of itself: hashes, contract, parity, provenance; training images only by number."""
+    provenance = {key: value for key, value in manifest.provenance.items() if key != "trained_on"}
+    return facts_section(
+        "Bundle",
+        {
+            "name": manifest.name,
+            "sha256 of the manifest": sha256,
+            "sha256": {file.path: file.sha256 for file in manifest.files},
+            "classes": manifest.class_names,
+            "thresholds": manifest.thresholds,
+            "shortest side, px": manifest.input.size,
+            "intensity": manifest.intensity.to_dict(),
+            "parity": manifest.parity,
+            "provenance": provenance,
+            "versions": manifest.versions,
+            "licence": manifest.licence,
+        },
+    )
+
+
+def _estimates(metrics: Mapping[str, Estimate]) -> list[str]:
+    cells = []
+    for metric, digits in (("dice", 3), ("dice_present", 3), ("iou", 3), ("hd95_px", 1), ("asd_px", 2)):
+        one = metrics[metric]
+        cells.append(
+            f"{number(one.mean, digits)} [{number(one.low, digits)}, {number(one.high, digits)}]"
+            if one.count
+            else "–"
+        )
+    return cells
+
+
+def _notes(scores: CaseScores, evaluation: Evaluation) -> list[str]:
+    means = scores.means()
+    notes = [f"HD95 {number(means['hd95_px'], 1)} px"]
+    for channel, name in enumerate(evaluation.class_names):
+        if scores.present[channel] and not scores.predicted[channel]:
+            notes.append(f"{name} missed")
+        if scores.predicted[channel] and not scores.present[channel]:
+            notes.append(f"{name} false alarm")
+    return notes
