@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from samdistill import phantoms
+from samdistill.phantoms import folder as phantoms
 from samdistill.errors import DeviceUnavailable, InputRejected, UsageError
 from samdistill.io.dataset import open_dataset
 from samdistill.train.config import AugmentConfig, TrainConfig, load_config

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from samdistill._version import __version__
-from samdistill.cli import data, evaluate, export, infer, phantoms, teacher, train, verify
+from samdistill.cli import data, evaluate, export, infer, phantoms, train, verify
 from samdistill.errors import SamdistillError
 
 app = typer.Typer(
@@ -46,7 +46,6 @@ app.command("export")(export.export)
 app.command("infer")(infer.infer)
 app.command("evaluate")(evaluate.evaluate)
 app.command("verify")(verify.verify)
-app.add_typer(teacher.app, name="teacher", help="The Segment Anything models that teach.")
 
 
 def main() -> None:
