@@ -136,7 +136,7 @@ def atoms(masks: Masks, probability_maps: ProbabilityMaps, *, threads: int | Non
     ids, first_pixels, area = _refine(masks)
     inside = np.zeros((len(area), len(maps)), np.float64)
     _in_parallel(lambda first, last: _sum_atoms(ids, maps, first, last, inside), len(maps), threads)
-    covered_by = np.ascontiguousarray(masks.reshape(len(masks), -1)[:, first_pixels].T)
+    covered_by = np.ascontiguousarray(masks.reshape(len(masks), ids.size)[:, first_pixels].T)
     return Atoms(ids, covered_by, inside, area[:, None] - inside, area, _totals(maps, threads))
 
 

@@ -1,4 +1,4 @@
-"""Cleaning and prompts with scipy.ndimage, scikit-image and plain numpy: the obvious way, and a fair peer to time."""
+"""Cleaning and prompts with scipy.ndimage, scikit-image and numpy: the obvious way and a fair peer."""
 
 from __future__ import annotations
 
