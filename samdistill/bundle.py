@@ -99,12 +99,14 @@ class Bundle:
 def _read_checked(root: Path, record: FileRecord) -> bytes:
     content = _read(root, record.path, record.bytes)
     if len(content) != record.bytes:
-        raise BundleError(f"{record.path} must have {record.bytes} bytes, not {len(content)}: it was cut short.")
+        raise BundleError(
+            f"{record.path} must have {record.bytes} bytes, not {len(content)}: it was cut short."
+        )
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != record.sha256:
         raise BundleError(
-            f"{record.path} must have the SHA-256 {record.sha256}, not {sha256}: it was changed after export. "
-            "Copy the bundle again from where it was exported."
+            f"{record.path} must have the SHA-256 {record.sha256}, not {sha256}: it was changed after "
+            "export. Copy the bundle again from where it was exported."
         )
     return content
 

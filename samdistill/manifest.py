@@ -63,9 +63,7 @@ class FileRecord:
 
     def __post_init__(self) -> None:
         _check_path(self.path, "path")
-        _require(
-            bool(_SHA256.fullmatch(self.sha256)), f"sha256 must be 64 hex digits, not {self.sha256!r}."
-        )
+        _require(bool(_SHA256.fullmatch(self.sha256)), f"sha256 must be 64 hex digits, not {self.sha256!r}.")
         _require(self.bytes >= 0, f"bytes must be at least 0, not {self.bytes}.")
 
 
@@ -91,7 +89,7 @@ class ClassInfo:
     def __post_init__(self) -> None:
         _require(
             bool(_CLASS_NAME.fullmatch(self.name)) and self.name == self.name.strip(),
-            f"name must do as a folder's name, without / \\ : * ? \" < > | and no '.' first, not {self.name!r}.",
+            f"name must do as a folder's name, without / \\ : * ? \" < > | or '.' first, not {self.name!r}.",
         )
         _require(
             len(self.colour) == 3 and all(0 <= part <= 255 for part in self.colour),
@@ -341,7 +339,8 @@ def parse(text: bytes) -> Manifest:
     Raises
     ------
     BundleError
-        When it is no JSON, has another schema, an unknown, repeated or missing key, or a value that is not allowed.
+        When it is no JSON, has another schema, an unknown, repeated or missing key, or a value that is not
+        allowed.
     """
     try:
         values = json.loads(text, object_pairs_hook=_no_repeats, parse_float=_finite, parse_constant=_finite)

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -191,7 +191,7 @@ class Predictor:
         list
             One Segmentation an image, in their order.
         """
-        self._check_mode(mode)
+        self.require_mode(mode)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
         manifest = self.manifest
@@ -230,10 +230,15 @@ class Predictor:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
-    def _check_mode(self, mode: str) -> None:
-        if mode not in get_args(Mode):
-            raise UsageError(f"mode must be one of {', '.join(get_args(Mode))}, not {mode!r}.")
-        if mode != "fast":
+    def require_mode(self, mode: str) -> None:
+        """Make sure that the bundle can do a mode.
+
+        Raises
+        ------
+        UsageError
+            When it cannot, or there is no such mode.
+        """
+        if parse_mode(mode) != "fast":
             raise UsageError(f"mode must be fast, not {mode}: this bundle has no teacher to refine with.")
 
     def _logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -248,6 +253,20 @@ class Predictor:
                 f"{logits.size} values. The network is broken or overflows; no mask is given."
             )
         return logits
+
+
+def parse_mode(text: str) -> Mode:
+    """Read a mode's name.
+
+    Raises
+    ------
+    UsageError
+        When there is none of this name.
+    """
+    for mode in get_args(Mode):
+        if mode == text:
+            return cast(Mode, mode)
+    raise UsageError(f"mode must be one of {', '.join(get_args(Mode))}, not {text!r}.")
 
 
 def masks_of(

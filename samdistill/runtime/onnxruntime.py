@@ -37,7 +37,8 @@ def _library() -> Any:
     if len(wheels) > 1:
         raise DeviceUnavailable(
             f"{' and '.join(wheels)} must not be installed together: each overwrites files of the other. "
-            f"Run: pip uninstall -y {' '.join(wheels)}, then pip install 'samdistill[cpu]' or 'samdistill[gpu]'."
+            f"Run: pip uninstall -y {' '.join(wheels)}, then pip install 'samdistill[cpu]' or "
+            "'samdistill[gpu]'."
         )
     try:
         import onnxruntime
@@ -134,6 +135,8 @@ def _types(arguments: list[Any]) -> dict[str, TensorType]:
     types = {}
     for argument in arguments:
         if argument.type not in DTYPES:
-            raise BundleError(f"tensor {argument.name} must be one of {', '.join(DTYPES)}, not {argument.type}.")
+            raise BundleError(
+                f"tensor {argument.name} must be one of {', '.join(DTYPES)}, not {argument.type}."
+            )
         types[argument.name] = TensorType(np.dtype(DTYPES[argument.type]), len(argument.shape))
     return types

@@ -1,0 +1,131 @@
+"""The student as an ONNX graph: uint8 pixels in, float32 logits out, any batch, any multiple of 32 px.
+
+Knows no run and no bundle. That the graph computes what the student computes is for `parity` to say.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable
+
+import onnx
+import torch
+from torch import nn
+
+from samdistill.errors import UsageError
+
+OPSET = 18
+INPUT, OUTPUT = "pixels", "logits"
+MULTIPLE = 32
+LARGEST_PX = 8192
+MAX_BYTES = (1 << 31) - (1 << 20)  # of a protobuf
+
+
+def export_onnx(student: nn.Module) -> bytes:
+    """Export a student.
+
+    Parameters
+    ----------
+    student
+        In eval mode on the CPU; its forward takes uint8 (N, 3, H, W), H and W multiples of 32, and gives
+        float32 (N, C, H, W). It is left as it is.
+
+    Returns
+    -------
+    bytes
+        One self-contained ONNX file with the input "pixels" and the output "logits"; it names no path and no
+        line of the machine it was made on.
+
+    Raises
+    ------
+    UsageError
+        When the student is larger than an ONNX file may be.
+    """
+    import onnxslim
+
+    fixed = with_fixed_padding(student)
+    dim = torch.export.Dim
+    sides = {
+        2: MULTIPLE * dim("h", max=LARGEST_PX // MULTIPLE),
+        3: MULTIPLE * dim("w", max=LARGEST_PX // MULTIPLE),
+    }
+    # An axis that is exemplified by 1 is taken for a constant, and equal sides for one side.
+    example = torch.zeros(2, 3, 2 * MULTIPLE, 3 * MULTIPLE, dtype=torch.uint8)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations, nothing a user can change
+        program = torch.onnx.export(
+            fixed,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: dim("batch"), **sides},),
+            external_data=False,
+            verbose=False,
+        )
+        assert program is not None
+        slim = onnxslim.slim(program.model_proto)
+    if slim.ByteSize() > MAX_BYTES:
+        raise UsageError(f"the student must fit into 2 GiB as ONNX, not {slim.ByteSize() / 2**30:.1f} GiB.")
+    _strip(slim)
+    for value in (*slim.graph.input, *slim.graph.output):
+        shape = value.type.tensor_type.shape.dim
+        for axis, name in ((0, "batch"), (2, "height"), (3, "width")):
+            shape[axis].dim_param = name
+    onnx.checker.check_model(slim, full_check=True)
+    content: bytes = slim.SerializeToString(deterministic=True)
+    return content
+
+
+def with_fixed_padding(student: nn.Module) -> nn.Module:
+    """Copy a student, its "same"-padded convolutions padded by constants.
+
+    timm's `Conv2dSame` works its padding out from the size of each input. For sides that are multiples of 32
+    it is always the same, and a graph with constants is exported in seconds instead of minutes, runs faster
+    and is read by every runtime.
+    """
+    copied = copy.deepcopy(student).eval()
+    for parent in list(copied.modules()):
+        for name, child in parent.named_children():
+            # By name, since importing timm takes seconds and most students have none of it.
+            if isinstance(child, nn.Conv2d) and type(child).__name__ == "Conv2dSame":
+                setattr(parent, name, _fixed(child))
+    return copied
+
+
+def _fixed(same: nn.Conv2d) -> nn.Module:
+    """Output ceil(side / stride) of an even side needs (kernel - 1) x dilation + 1 - stride of padding."""
+    padding: list[int] = []
+    for kernel, stride, dilation in zip(
+        reversed(same.kernel_size), reversed(same.stride), reversed(same.dilation), strict=True
+    ):
+        total = max((kernel - 1) * dilation + 1 - stride, 0)
+        padding += [total // 2, total - total // 2]
+    size = (same.kernel_size[0], same.kernel_size[1])
+    convolution = nn.Conv2d(
+        same.in_channels,
+        same.out_channels,
+        size,
+        (same.stride[0], same.stride[1]),
+        0,
+        (same.dilation[0], same.dilation[1]),
+        same.groups,
+        same.bias is not None,
+    )
+    convolution.weight, convolution.bias = same.weight, same.bias
+    return nn.Sequential(nn.ZeroPad2d((padding[0], padding[1], padding[2], padding[3])), convolution)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove what exporters leave behind: stack traces, module names, comments."""
+    graph = model.graph
+    holders: Iterable[object] = (
+        model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer,
+    )  # fmt: skip
+    for holder in holders:
+        for name in ("doc_string", "metadata_props"):
+            if hasattr(holder, name):
+                holder.ClearField(name)  # type: ignore[attr-defined]
+    del graph.value_info[:]

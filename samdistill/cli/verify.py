@@ -1,0 +1,37 @@
+"""`samdistill verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    runtime: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
+    expect_sha256: Annotated[
+        str | None, typer.Option(help="Refuse any bundle but the one with this hash.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Check every file's hash and compute the golden cases again."""
+    from dataclasses import asdict
+
+    from samdistill.verify import verify as verify_bundle
+
+    found = verify_bundle(bundle, device=device, runtime=runtime, expect_sha256=expect_sha256)
+    if json:
+        import json as json_
+
+        print(json_.dumps(asdict(found)))
+        return
+    print(f"{bundle}: sha256 {found.bundle_sha256}")
+    print(f"{found.files} files have the hashes of the manifest")
+    for case in found.golden:
+        print(
+            f"golden case {case.name}: as published on {found.provider} "
+            f"(probabilities differ by at most {case.max_probability_difference:.2g})"
+        )
