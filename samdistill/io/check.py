@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from samdistill.io.dataset import Case, Dataset, from_layout
 from samdistill.io.duplicates import difference_hash, near_pairs
 from samdistill.io.images import Pixels
 from samdistill.io.layout import Problem, read_layout
+from samdistill.io.splits import make_split
 
 SMALLEST_PX = 32
 FEW_LABELS = 10
@@ -269,18 +270,14 @@ def _judge(dataset: Dataset, report: DataReport) -> None:
 
     if report.images and not report.labelled:
         add("error", "masks", "no image has a mask.", "Label some images: masks/<stem>.png.")
-    labelled_groups = len({case.group for case in dataset.labelled})
-    if report.labelled and labelled_groups < 3:
-        add(
-            "error",
-            ".",
-            f"the labelled images belong to {labelled_groups} group(s); training, validation and test need 3.",
-            "Label images of more groups, or correct the groups.",
-        )
-    elif report.labelled and report.labelled < FEW_LABELS:
-        add(
-            "warning", ".", f"only {report.labelled} images are labelled.", "Label more for results to trust."
-        )
+    if not report.errors:
+        try:
+            make_split(dataset)
+        except InputRejected as error:
+            what, _, cure = str(error).removeprefix(f"{dataset.root} ").partition(". ")
+            add("error", ".", f"it {what}.", cure)
+    if 0 < report.labelled < FEW_LABELS:
+        add("warning", ".", f"only {report.labelled} images are labelled.", "Label more to trust results.")
     for facts in report.classes:
         if report.labelled and not facts.images:
             add(

@@ -23,8 +23,9 @@ Field: TypeAlias = npt.NDArray[Any]  # float32 (H, W), or broadcastable to it
 
 def smoothstep(field: Field, low: float, high: float) -> Field:
     """Rise smoothly from 0 where field <= low to 1 where field >= high (falls when low > high)."""
-    t = np.clip((field - np.float32(low)) / np.float32(high - low), 0.0, 1.0)
-    return t * t * (np.float32(3.0) - np.float32(2.0) * t)
+    t: Field = np.clip((field - np.float32(low)) / np.float32(high - low), 0.0, 1.0)
+    curve: Field = t * t * (np.float32(3.0) - np.float32(2.0) * t)
+    return curve
 
 
 def bell(field: Field, width: float) -> Field:
@@ -115,6 +116,18 @@ class Canvas:
     def grain(self) -> Field:
         """(H, W) float32 in [-1, 1]: independent for each pixel, triangular, deviation 0.41."""
         return self.rng.random(self.size, dtype=np.float32) - self.rng.random(self.size, dtype=np.float32)
+
+    def texture(self, wide: float, high: float) -> Field:
+        """(H, W) float32, deviation 1: white noise after binomial blurs of variance `wide` and `high` px²."""
+        field: Field = self.rng.random(self.size, dtype=np.float32) - np.float32(0.5)
+        power = 1.0 / 12.0
+        for axis, variance in ((1, wide), (0, high)):
+            passes = max(0, round(2 * variance))
+            for _ in range(passes):
+                field = np.float32(2.0) * field + np.roll(field, 1, axis) + np.roll(field, -1, axis)
+                field *= np.float32(0.25)
+            power *= math.comb(4 * passes, 2 * passes) / 4.0 ** (2 * passes)
+        return field * np.float32(1.0 / math.sqrt(power))
 
     def distance(self, x: float, y: float) -> Field:
         dx, dy = self.x - np.float32(x), self.y - np.float32(y)

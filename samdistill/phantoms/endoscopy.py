@@ -16,7 +16,16 @@ from samdistill.phantoms.canvas import Blob, Canvas, Field, bell, mix, smoothste
 
 CLASS_NAMES = ("lesion",)
 
-MUCOSA = ((0.86, 0.47, 0.38), (0.90, 0.62, 0.48), (0.72, 0.33, 0.26), (0.82, 0.52, 0.50), (0.93, 0.55, 0.34))
+# Pink, pale, red, dusky, orange; the last two under narrow-band light and washed with blue dye.
+MUCOSA = (
+    (0.86, 0.47, 0.38),
+    (0.90, 0.62, 0.48),
+    (0.72, 0.33, 0.26),
+    (0.82, 0.52, 0.50),
+    (0.93, 0.55, 0.34),
+    (0.52, 0.60, 0.50),
+    (0.55, 0.50, 0.66),
+)
 # Multipliers of the mucosa's own colour: inflamed, dusky, pale, yellowish, nearly the same.
 TINTS = ((1.02, 0.66, 0.66), (0.80, 0.62, 0.70), (1.10, 1.25, 1.28), (1.06, 1.10, 0.82), (1.00, 0.93, 0.93))
 
@@ -40,10 +49,10 @@ def render(canvas: Canvas) -> tuple[Image, Masks]:
     colour = mix(mucosa, mucosa * np.array([0.94, 0.76, 0.74]), blotches)
     colour *= np.float32(1.0) - _vessels(canvas)[..., None] * np.array([0.22, 0.5, 0.42], np.float32)
 
-    for _ in range(canvas.count(0, 2)):
-        x, y = canvas.place(0.0)
-        bulge = canvas.blob(x, y, canvas.uniform(0.06, 0.2), aspect=canvas.uniform(1.0, 2.4), wobble=0.3)
-        relief = relief + _dome(bulge.level) * np.float32(bulge.radius * canvas.uniform(0.2, 0.5))
+    for _ in range(canvas.count(0, 3)):
+        relief = relief + _bulge(canvas)
+    for _ in range(canvas.count(-2, 2)):
+        _diverticulum(canvas, colour)
     if canvas.chance(0.35):
         _stain(canvas, colour)
     lesion = np.zeros(canvas.size, np.bool_)
@@ -69,6 +78,24 @@ def _dome(level: Field) -> Field:
     """Height of a bump of height 1 over a blob: steep at its edge, flat on top."""
     inside = np.clip(np.float32(1.0) - level * level, 0.0, 1.0)
     return np.sqrt(inside) * np.float32(0.7) + smoothstep(level, 1.25, 0.6) * np.float32(0.3)
+
+
+def _bulge(canvas: Canvas) -> Field:
+    """A healthy bump in the mucosa's own colour: a bend of the wall, or as steep as a lesion."""
+    x, y = canvas.place(0.0)
+    blob = canvas.blob(x, y, canvas.uniform(0.05, 0.2), aspect=canvas.uniform(1.0, 2.4), wobble=0.35)
+    if canvas.chance(0.5):
+        return _dome(blob.level) * np.float32(blob.radius * canvas.uniform(0.15, 0.55))
+    return smoothstep(blob.level, 1.5, 0.0) * np.float32(blob.radius * canvas.uniform(0.25, 0.7))
+
+
+def _diverticulum(canvas: Canvas, colour: Field) -> None:
+    """Darken `colour` in place to a hole in the wall with a pale rim."""
+    x, y = canvas.place(0.0)
+    blob = canvas.blob(x, y, canvas.uniform(0.03, 0.1), aspect=canvas.uniform(1.0, 1.6), wobble=0.25)
+    hole = smoothstep(blob.level, 1.1, canvas.uniform(0.2, 0.8)) * np.float32(canvas.uniform(0.5, 0.9))
+    rim = bell(blob.level - np.float32(1.15), 0.15) * np.float32(canvas.uniform(0.0, 0.2))
+    colour *= (np.float32(1.0) - hole + rim)[..., None]
 
 
 def _folds(canvas: Canvas, to_lumen: Field) -> Field:
@@ -108,15 +135,15 @@ def _lesions(canvas: Canvas) -> list[Blob]:
 def _paint_lesion(canvas: Canvas, blob: Blob, colour: Field, mucosa: Field) -> Field:
     """Tint `colour` in place where the lesion lies; return the height it adds."""
     tint = np.asarray(TINTS[canvas.count(0, len(TINTS) - 1)], np.float32)
-    strength = canvas.uniform(0.25, 0.9)
-    pits = canvas.fractal(canvas.uniform(14.0, 34.0), 2) * np.float32(canvas.uniform(0.08, 0.3))
+    strength = canvas.uniform(0.3, 0.85)
+    pits = canvas.fractal(canvas.uniform(10.0, 26.0), 2) * np.float32(canvas.uniform(0.12, 0.35))
     inside = smoothstep(blob.level, 1.06, 0.94)[..., None]
     own = mucosa.astype(np.float32) * tint * (np.float32(1.0) + pits[..., None])
     colour += (own - colour) * inside * np.float32(strength)
     colour *= np.float32(1.0) - bell(blob.level - np.float32(1.06), 0.12)[..., None] * np.float32(
         canvas.uniform(0.0, 0.25)
     )
-    raised = canvas.uniform(0.1, 0.65) * blob.radius
+    raised = canvas.uniform(0.02, 0.55) * blob.radius
     return _dome(blob.level) * np.float32(raised) + pits * inside[..., 0] * np.float32(0.012)
 
 
@@ -131,7 +158,7 @@ def _stain(canvas: Canvas, colour: Field) -> None:
 
 def _debris(canvas: Canvas, colour: Field, lesion: np.ndarray) -> Field:
     """Crumbs of stool and mucus; they keep off the lesions, so that the truth stays what is seen."""
-    height = np.zeros(canvas.size, np.float32)
+    height: Field = np.zeros(canvas.size, np.float32)
     tone = np.asarray(((0.62, 0.50, 0.20), (0.45, 0.33, 0.14), (0.80, 0.74, 0.45))[canvas.count(0, 2)])
     texture = canvas.fractal(30.0, 2)
     for _ in range(canvas.count(1, 7)):
@@ -155,10 +182,10 @@ def _light(canvas: Canvas, relief: Field) -> tuple[Field, Field]:
     slope_x, slope_y = canvas.slopes(relief)
     steep = np.float32(1.0) + slope_x * slope_x + slope_y * slope_y
     facing = (np.float32(lamp_z) - slope_x * dx - slope_y * dy) / np.sqrt(reach * steep)
-    falloff = np.float32((lamp_z * lamp_z + 0.12)) / (reach + np.float32(0.12))
+    falloff = np.float32(lamp_z * lamp_z + 0.12) / (reach + np.float32(0.12))
     diffuse = (np.clip(facing, 0.0, 1.0) * np.float32(0.8) + np.float32(0.2)) * np.sqrt(falloff)
     # A wet film: the mirror direction is where the fine slope points at a lamp beside the lens.
-    wet = canvas.fractal(22.0, 2) * np.float32(0.006)
+    wet = canvas.fractal(canvas.uniform(14.0, 24.0), 2) * np.float32(0.011)
     wet_x, wet_y = canvas.slopes(wet)
     off_x = (slope_x + wet_x) - dx * np.float32(0.9)
     off_y = (slope_y + wet_y) - dy * np.float32(0.9)
@@ -169,7 +196,7 @@ def _light(canvas: Canvas, relief: Field) -> tuple[Field, Field]:
 
 def _bubbles(canvas: Canvas) -> Field:
     """Light added by a cluster of foam bubbles: thin bright rims with a glint."""
-    light = np.zeros(canvas.size, np.float32)
+    light: Field = np.zeros(canvas.size, np.float32)
     x, y = canvas.place(0.0)
     for _ in range(canvas.count(3, 9)):
         radius = canvas.uniform(0.012, 0.05)
@@ -186,6 +213,8 @@ def _vignette(canvas: Canvas) -> Field:
     dy = (canvas.y - np.float32(canvas.height / 2)) / np.float32(canvas.height / 2)
     square = dx * dx + dy * dy
     dim = np.float32(1.0) - square * np.float32(canvas.uniform(0.05, 0.3))
-    corner = np.maximum(np.abs(dx) + np.abs(dy) - np.float32(0.45), np.maximum(np.abs(dx), np.abs(dy)))
+    corner = np.maximum(
+        np.abs(dx) + np.abs(dy) - np.float32(canvas.uniform(0.4, 0.9)), np.maximum(np.abs(dx), np.abs(dy))
+    )
     rim = np.sqrt(square) * np.float32(0.9) if canvas.chance(0.5) else corner
     return dim * smoothstep(rim, canvas.uniform(1.0, 1.12), 0.97)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image as PillowImage
 
 from samdistill.arrays import Image, Mask
@@ -82,7 +83,7 @@ def write(
         write_text(folder / "dataset.toml", f"{made}classes = [{names}]\n")
 
 
-def index_mask(phantom: Phantom) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+def index_mask(phantom: Phantom) -> npt.NDArray[np.uint8]:
     """(H, W) uint8: 0 background, else class_id; for classes that do not overlap."""
     mask = np.zeros(phantom.masks.shape[1:], np.uint8)
     for class_id, pixels in enumerate(phantom.masks, start=1):

@@ -37,13 +37,13 @@ def render(canvas: Canvas) -> tuple[Image, Masks]:
     which = canvas.uniform(0.0, 1.0)
     if which < 0.85:
         for _ in range(canvas.count(1, 2)):
-            blob = _free_blob(canvas, taken, 0.05, 0.13, aspect=2.2, wobble=0.35)
+            blob = _free_blob(canvas, taken, 0.06, 0.15, aspect=2.2, wobble=0.35)
             if blob is not None:
                 _paint_nerve(canvas, blob, echo)
                 nerve |= blob.level < 1.0
     if which > 0.25:
         for _ in range(canvas.count(1, 2)):
-            blob = _free_blob(canvas, taken, 0.03, 0.11, aspect=1.6, wobble=0.12)
+            blob = _free_blob(canvas, taken, 0.04, 0.13, aspect=1.6, wobble=0.12)
             if blob is not None:
                 gain_behind = gain_behind * _paint_vessel(canvas, blob, echo)
                 vessel |= blob.level < 1.0
@@ -63,7 +63,7 @@ def render(canvas: Canvas) -> tuple[Image, Masks]:
 def _layers(canvas: Canvas) -> Field:
     """Skin, fat and muscles in wavy layers with bright fascia between them."""
     tilt = canvas.uniform(-0.25, 0.25) * (canvas.x - np.float32(canvas.width / 2))
-    depth = canvas.y + tilt + canvas.fractal(1.6, 2, stretch=2.0) * np.float32(canvas.uniform(0.02, 0.09))
+    depth = canvas.y + tilt + canvas.fractal(2.2, 3, stretch=1.6) * np.float32(canvas.uniform(0.02, 0.13))
     echo = np.full(canvas.size, np.float32(canvas.uniform(0.12, 0.3)))
     fibres = canvas.fractal(canvas.uniform(12.0, 26.0), 2, stretch=canvas.uniform(3.0, 7.0))
     top = canvas.uniform(0.04, 0.1)
@@ -179,15 +179,22 @@ def _depth_gain(canvas: Canvas) -> Field:
 
 
 def _speckle(canvas: Canvas) -> Field:
-    """(H, W) Rayleigh-like magnitude of mean about 1, wider than high."""
-    fine = canvas.uniform(70.0, 130.0)
-    stretch = canvas.uniform(1.2, 2.2)
-    real, imaginary = canvas.noise(fine, stretch=stretch), canvas.noise(fine, stretch=stretch)
-    return np.sqrt(real * real + imaginary * imaginary) * np.float32(1.55)
+    """(H, W) speckle of mean about 1, grains wider than high.
+
+    The magnitude of a complex field, averaged over one to three looks as scanners compound directions.
+    """
+    looks = canvas.count(1, 3)
+    scale = (canvas.unit_px / 256) ** 2
+    wide, high = canvas.uniform(2.0, 7.0) * scale, canvas.uniform(0.6, 2.0) * scale
+    total: Field = np.zeros(canvas.size, np.float32)
+    for _ in range(looks):
+        real, imaginary = canvas.texture(wide, high), canvas.texture(wide, high)
+        total += np.sqrt(real * real + imaginary * imaginary)
+    return total * np.float32(0.8 / looks)
 
 
 def _compress(canvas: Canvas, magnitude: Field) -> Field:
-    """Bring the magnitudes to grey in [0, 1] as a scanner's log compression does, and add electronic noise."""
+    """Bring the magnitudes to grey in [0, 1] much as log compression does, and add electronic noise."""
     root = np.sqrt(np.sqrt(magnitude * np.float32(canvas.uniform(0.5, 1.6))))
     soft = root * np.float32(0.55) + np.sqrt(magnitude) * np.float32(0.45)
     floor = canvas.uniform(0.22, 0.42)
@@ -203,5 +210,7 @@ def _sector(canvas: Canvas) -> Field:
     reach = np.sqrt(down * down + aside * aside)
     near, far = canvas.uniform(-0.01, 0.04) - apex_y, canvas.height - canvas.uniform(0.0, 0.08) - apex_y
     opening = canvas.uniform(0.42, 0.75)
-    inside = (aside < down * np.float32(opening)) & (reach > np.float32(near)) & (reach < np.float32(far))
+    inside: Field = (
+        (aside < down * np.float32(opening)) & (reach > np.float32(near)) & (reach < np.float32(far))
+    )
     return inside.astype(np.float32)

@@ -20,14 +20,14 @@ CLASS_NAMES = ("radius", "ulna", "scaphoid", "lunate", "capitate")
 # Carpal bones: name, then centre across (toward the thumb < 0), along (toward the fingers > 0) and deep,
 # half width, half length; in units of the scene's shorter side at scale 1.
 CARPALS = (
-    ("scaphoid", -0.085, 0.085, -0.030, 0.046, 0.066),
-    ("lunate", 0.000, 0.068, 0.010, 0.047, 0.044),
-    ("triquetrum", 0.082, 0.088, 0.030, 0.040, 0.040),
-    ("pisiform", 0.100, 0.105, -0.045, 0.024, 0.026),
-    ("trapezium", -0.140, 0.178, -0.040, 0.042, 0.042),
-    ("trapezoid", -0.075, 0.190, 0.005, 0.034, 0.034),
-    ("capitate", 0.000, 0.172, 0.015, 0.043, 0.070),
-    ("hamate", 0.076, 0.172, 0.005, 0.044, 0.056),
+    ("scaphoid", -0.088, 0.090, -0.030, 0.052, 0.074),
+    ("lunate", 0.000, 0.070, 0.010, 0.056, 0.049),
+    ("triquetrum", 0.088, 0.088, 0.030, 0.046, 0.044),
+    ("pisiform", 0.105, 0.108, -0.045, 0.028, 0.030),
+    ("trapezium", -0.142, 0.186, -0.040, 0.048, 0.046),
+    ("trapezoid", -0.074, 0.196, 0.005, 0.040, 0.038),
+    ("capitate", 0.002, 0.176, 0.015, 0.050, 0.078),
+    ("hamate", 0.082, 0.178, 0.005, 0.052, 0.062),
 )
 METACARPALS = (
     (-0.20, 0.24, -0.05),
@@ -157,7 +157,8 @@ def _metacarpal(canvas: Canvas, wrist: Wrist, across: float, along: float, deep:
     half = np.float32(0.024) + np.float32(0.016) * smoothstep(out, 0.09, 0.0)
     side = (wrist.across - np.float32(base) - np.clip(out, 0.0, 1.0) * np.float32(spread)) / half
     cap = np.clip(np.float32(0.02) - out, 0.0, 1.0) / np.float32(0.02)
-    return np.sqrt(side * side + cap * cap)
+    level: Field = np.sqrt(side * side + cap * cap)
+    return level
 
 
 def _bone(level: Field, spongy: Field, half: float) -> Field:
@@ -184,7 +185,8 @@ def _cast(canvas: Canvas, wrist: Wrist) -> Field:
     weave = canvas.fractal(18.0, 2, stretch=3.0) * np.float32(0.12) + np.float32(0.25)
     edge = canvas.uniform(-0.1, 0.3)
     cover = smoothstep(wrist.along, edge + 0.02, edge - 0.02) * smoothstep(np.abs(wrist.across), 0.34, 0.3)
-    return weave * cover * np.float32(canvas.uniform(0.4, 1.3))
+    plaster: Field = weave * cover * np.float32(canvas.uniform(0.4, 1.3))
+    return plaster
 
 
 def _screws(canvas: Canvas, wrist: Wrist) -> Field:
