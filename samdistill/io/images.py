@@ -175,13 +175,14 @@ def _opened(path: Path, max_pixels: int, *, decode: bool = True) -> Iterator[Pil
     try:
         if path.stat().st_size == 0:
             raise InputRejected(f"{path} is empty (0 bytes). Copy it again or remove it.")
-        with PillowImage.open(path, formats=FORMATS) as image:
+        # Given a path, Pillow maps uncompressed TIFFs into memory and scrambles those lying on their side.
+        with path.open("rb") as file, PillowImage.open(file, formats=FORMATS) as image:
             _judge_header(image, path, max_pixels)
             if not decode:
                 yield image
                 return
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)  # a copy would forget the format
     except InputRejected:
         raise
     except FileNotFoundError as error:
@@ -195,7 +196,7 @@ def _opened(path: Path, max_pixels: int, *, decode: bool = True) -> Iterator[Pil
     except DAMAGE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputRejected(f"{path} cannot be read: {reason}. Copy or export it again.") from error
-    yield upright
+    yield image
 
 
 def _judge_header(image: PillowImage.Image, path: Path, max_pixels: int) -> None:
