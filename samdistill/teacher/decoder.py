@@ -1,0 +1,183 @@
+"""SAM's prompt encoder and mask decoder run on many different prompt sets in one call.
+
+segment_anything's own `forward` repeats one image's embedding and wants every set of a call to hold the
+same kinds of prompts. Here each set brings its image's embedding, and sets of unlike length share a call:
+every set has P point slots and two box slots, the unused ones hidden from attention, so that the result is
+what the set gives alone. Only weights of the stock modules are used; no Python branch depends on values, so
+that the functions trace. Where all sets look at one image and none has a mask, the keys are alike until the
+first layer has seen the tokens: give one embedding and one dense embedding, and that part is computed once.
+
+Frame: the encoder's input of S x S pixels (S = 1024 in SAM), SAM's conventions (boxes as pixel indices; 0.5
+is added here). Knows no image, no file and no half-open box.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+UNUSED = -2  # label of a point slot that holds nothing; -1 is SAM's own padding point, which is a token
+
+
+class PromptBatch(NamedTuple):
+    """N prompt sets, padded to common length."""
+
+    points: torch.Tensor  # (N, P, 2) float32 xy, encoder's input frame
+    point_labels: torch.Tensor  # (N, P) int64: 1, 0, -1 SAM's padding token, UNUSED
+    boxes: torch.Tensor  # (N, 4) float32 xyxy pixel indices, encoder's input frame
+    has_box: torch.Tensor  # (N,) bool
+    masks: torch.Tensor  # (N, 1, 4h, 4w) float32 logits, low-resolution frame
+    has_mask: torch.Tensor  # (N,) bool
+
+
+def encode_prompts(encoder: nn.Module, batch: PromptBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Turn prompt sets into tokens and dense embeddings.
+
+    Parameters
+    ----------
+    encoder
+        segment_anything's PromptEncoder. If it has a method `box_prior`, (N, 4) boxes to (N, 1, 4h, 4w)
+        logits, that stands in for the mask of the sets that have a box and no mask.
+
+    Returns
+    -------
+    tuple
+        (N, P + 2, C) tokens, (N, P + 2) bool which of them exist, (N, C, h, w) dense embeddings.
+    """
+    e: Any = encoder
+    labels = batch.point_labels[..., None]
+    points = e.pe_layer.forward_with_coords(batch.points + 0.5, e.input_image_size)
+    points = torch.where(labels == -1, e.not_a_point_embed.weight, points)
+    points = (
+        points + (labels == 0) * e.point_embeddings[0].weight + (labels == 1) * e.point_embeddings[1].weight
+    )
+    corners = e.pe_layer.forward_with_coords(batch.boxes.reshape(-1, 2, 2) + 0.5, e.input_image_size)
+    corners = corners + torch.cat([e.point_embeddings[2].weight, e.point_embeddings[3].weight])
+    exists = torch.cat([batch.point_labels != UNUSED, batch.has_box[:, None].expand(-1, 2)], dim=1)
+
+    masks, has_dense = batch.masks, batch.has_mask
+    if hasattr(e, "box_prior"):
+        masks = torch.where(batch.has_mask[:, None, None, None], masks, e.box_prior(batch.boxes))
+        has_dense = batch.has_mask | batch.has_box
+    dense = torch.where(
+        has_dense[:, None, None, None], e.mask_downscaling(masks), e.no_mask_embed.weight[..., None, None]
+    )
+    return torch.cat([points, corners], dim=1), exists, dense
+
+
+def decode(
+    decoder: nn.Module,
+    image_embeddings: torch.Tensor,
+    image_pe: torch.Tensor,
+    tokens: torch.Tensor,
+    exists: torch.Tensor,
+    dense: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predict all four masks of each prompt set.
+
+    Parameters
+    ----------
+    decoder
+        segment_anything's MaskDecoder.
+    image_embeddings
+        (N, C, h, w), each set's own image; or (1, C, h, w) with `dense` alike, for all sets.
+    image_pe
+        (1, C, h, w), `PromptEncoder.get_dense_pe()`.
+    tokens, exists, dense
+        As `encode_prompts` returns them.
+
+    Returns
+    -------
+    tuple
+        (N, 4, 4h, 4w) logits, the single mask first and then the three of multimask; (N, 4) predicted IoU.
+    """
+    d: Any = decoder
+    n, (height, width) = len(tokens), image_embeddings.shape[-2:]
+    own = torch.cat([d.iou_token.weight, d.mask_tokens.weight])
+    queries = torch.cat([own[None].expand(n, -1, -1), tokens], dim=1)
+    exists = torch.cat([torch.ones_like(exists[:, :1]).expand(-1, len(own)), exists], dim=1)
+    keys = (image_embeddings + dense).flatten(2).transpose(1, 2)
+    queries, keys = _two_way(d.transformer, keys, image_pe.flatten(2).transpose(1, 2), queries, exists)
+    mixing = torch.stack([mlp(queries[:, 1 + i]) for i, mlp in enumerate(d.output_hypernetworks_mlps)], dim=1)
+    logits = _upscale(d.output_upscaling, keys) @ mixing.transpose(1, 2)  # (N, hw 16, 4)
+    # y, x, then dy, dx of the first and of the second doubling.
+    logits = logits.reshape(n, height, width, 2, 2, 2, 2, -1)
+    logits = logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(n, -1, 4 * height, 4 * width)
+    return logits, d.iou_prediction_head(queries[:, 0])
+
+
+def _two_way(
+    transformer: Any, keys: torch.Tensor, key_pe: torch.Tensor, tokens: torch.Tensor, exists: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """TwoWayTransformer.forward, tokens that do not exist being no keys to anybody."""
+    queries = tokens
+    for layer in transformer.layers:
+        if layer.skip_first_layer_pe:
+            queries = _attend(layer.self_attn, queries, queries, queries, exists)
+        else:
+            q = queries + tokens
+            queries = queries + _attend(layer.self_attn, q, q, queries, exists)
+        queries = layer.norm1(queries)
+        seen = keys + key_pe
+        queries = queries + _attend(layer.cross_attn_token_to_image, queries + tokens, seen, keys)
+        queries = layer.norm2(queries)
+        queries = layer.norm3(queries + layer.mlp(queries))
+        q = queries + tokens
+        keys = layer.norm4(keys + _attend(layer.cross_attn_image_to_token, seen, q, queries, exists))
+    final = transformer.final_attn_token_to_image
+    queries = queries + _attend(final, queries + tokens, keys + key_pe, keys)
+    return transformer.norm_final_attn(queries), keys
+
+
+def _upscale(upscaling: Any, keys: torch.Tensor) -> torch.Tensor:
+    """SAM's two transposed convolutions on tokens: (N, hw, C) to (N, hw x 4 x 4, C / 8), sub-pixels last.
+
+    A 2 x 2 transposed convolution of stride 2 is a linear map from a token to its four sub-pixels; run as
+    such, every operation is contiguous and its normalisation is the ordinary layer norm.
+    """
+    first, norm, activation, second, _ = upscaling
+    x = _double(first, keys)
+    x = functional.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+    upscaled: torch.Tensor = activation(_double(second, activation(x)))
+    return upscaled
+
+
+def _double(conv: Any, x: torch.Tensor) -> torch.Tensor:
+    """(N, K, C) to (N, 4 K, C'), the four sub-pixels of each token in raster order."""
+    weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 2 C', C)
+    return functional.linear(x, weight, conv.bias.repeat(4)).reshape(len(x), -1, conv.out_channels)
+
+
+def _attend(
+    attention: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, exists: torch.Tensor | None = None
+) -> torch.Tensor:
+    """segment_anything's Attention.forward with keys left out; `exists` is (N, keys) bool.
+
+    A q, or k and v, of batch 1 beside N are the same for all: they are multiplied as one matrix.
+    """
+    heads = attention.num_heads
+    q = attention._separate_heads(attention.q_proj(q), heads)
+    k = attention._separate_heads(attention.k_proj(k), heads)
+    v = attention._separate_heads(attention.v_proj(v), heads)
+    scores = _multiply(q, k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
+    if exists is not None:
+        scores = scores.masked_fill(~exists[:, None, None, :], -torch.inf)
+    mixed: torch.Tensor = attention.out_proj(attention._recombine_heads(_multiply(scores.softmax(dim=-1), v)))
+    return mixed
+
+
+def _multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(N, heads, x, y) @ (N, heads, y, z), where either may have batch 1 without being copied N times."""
+    if len(a) == len(b):
+        return a @ b
+    if len(b) == 1:  # stack the rows of all sets
+        n, heads, x, _ = a.shape
+        rows = a.transpose(0, 1).reshape(heads, n * x, -1) @ b[0]
+        return rows.reshape(heads, n, x, -1).transpose(0, 1)
+    n, heads, _, z = b.shape
+    columns = a[0] @ b.permute(1, 2, 0, 3).reshape(heads, -1, n * z)
+    return columns.reshape(heads, -1, n, z).permute(2, 0, 1, 3)

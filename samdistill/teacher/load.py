@@ -1,0 +1,77 @@
+"""Teachers by name or path. Knows which preprocessing goes with which name; knows no image."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from samdistill.errors import InputRejected
+from samdistill.teacher import checkpoints
+from samdistill.teacher.sam import Teacher, parse_device
+
+
+def load_teacher(name_or_path: str = "tiny", device: str = "cpu") -> Teacher:
+    """Load a teacher.
+
+    Parameters
+    ----------
+    name_or_path
+        "tiny" (comes with the package); "sam_vit_b", "sam_vit_l", "sam_vit_h" or "medsam" from the cache
+        folder; NAME:PATH for one of these from a file; or the path of a SAM checkpoint, whose weights tell
+        the architecture.
+    device
+        "cpu", "cuda" or "cuda:N".
+
+    Raises
+    ------
+    UsageError
+        When the name is unknown or the file is missing.
+    InputRejected
+        When the file is damaged or not the architecture it should be.
+    DeviceUnavailable
+        When the device cannot be had.
+    """
+    parse_device(device)
+    if name_or_path == "tiny":
+        from samdistill.teacher.tiny import load
+
+        model, sha256 = load()
+        return Teacher("tiny", model, weights_sha256=sha256, device=device)
+    name, _, file = name_or_path.partition(":")
+    if not file and name not in checkpoints.KNOWN and Path(name_or_path).suffix:
+        name, file = "", name_or_path
+    path = Path(file) if file else checkpoints.find(name)
+    expected = checkpoints.known(name).architecture if name else None
+    state = checkpoints.read_state(path)
+    architecture = checkpoints.architecture_of(state, path)
+    if expected is not None and architecture != expected:
+        raise InputRejected(f"{path} must hold {expected} weights to be {name}, not {architecture}.")
+    from segment_anything import sam_model_registry  # not before sam.py has cured torchvision
+
+    model = sam_model_registry[architecture]()
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:300]
+        raise InputRejected(
+            f"{path} must hold all weights of SAM's {architecture}, and does not: {detail}"
+        ) from error
+    return Teacher(
+        name or f"sam_{architecture}",
+        model,
+        weights_sha256=state_sha256(state),
+        preprocessing="medsam" if name == "medsam" else "sam",
+        device=device,
+    )
+
+
+def state_sha256(state: checkpoints.State) -> str:
+    """Name weights by their values: SHA-256 over names, types, shapes and bytes, in order of name."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

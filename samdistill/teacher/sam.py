@@ -1,0 +1,344 @@
+"""One interface in front of any SAM: embed images, segment prompts, numerically as `SamPredictor`.
+
+Here, and nowhere else in training, half-open boxes become SAM's pixel indices and coordinates are scaled as
+SAM's ResizeLongestSide scales them. The prompt sets of a whole batch of images go through the decoder in one
+call. Knows no class, no student and no training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image as PillowImage
+from torch.nn import functional
+
+from samdistill.arrays import Image, Mask, check_image
+from samdistill.errors import DeviceUnavailable
+from samdistill.prompts import Prompts
+from samdistill.teacher.decoder import UNUSED, PromptBatch, decode, encode_prompts
+from samdistill.torchvision_cure import cure
+
+cure()
+
+from segment_anything.modeling import Sam  # noqa: E402
+
+Preprocessing = Literal["sam", "medsam"]
+EMBED_BATCH = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """What the encoder made of one image.
+
+    Attributes
+    ----------
+    features
+        (C, h, w) float32, on the teacher's device.
+    image_size
+        (height, width) of the image.
+    input_size
+        (height, width) that the image takes in the encoder's square input; the rest is padding.
+    """
+
+    features: torch.Tensor
+    image_size: tuple[int, int]
+    input_size: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherMasks:
+    """What the decoder made of N prompt sets, in flattened order.
+
+    Attributes
+    ----------
+    masks
+        N bool (H, W), each at its own image's size.
+    low_res_logits
+        (N, 4h, 4w) float32 in the decoder's frame; what `previous` takes.
+    predicted_iou
+        (N,) float32, the teacher's own estimate of each mask's IoU.
+    """
+
+    masks: list[Mask]
+    low_res_logits: npt.NDArray[np.float32]
+    predicted_iou: npt.NDArray[np.float32]
+
+
+class Teacher:
+    """A frozen SAM.
+
+    Attributes
+    ----------
+    name
+        As `load_teacher` was given it, without a path.
+    model
+        segment_anything's Sam, in eval mode, without gradients.
+    preprocessing
+        "sam" (longest side, mean and deviation) or "medsam" (stretched square, min-max); the latter takes
+        boxes only.
+    weights_sha256
+        Names the weights, for caches and provenance.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Sam,
+        *,
+        weights_sha256: str,
+        preprocessing: Preprocessing = "sam",
+        device: str = "cpu",
+    ) -> None:
+        self.name = name
+        self.model = model.eval().requires_grad_(False).to(parse_device(device))
+        self.preprocessing: Preprocessing = preprocessing
+        self.weights_sha256 = weights_sha256
+
+    @property
+    def device(self) -> torch.device:
+        """Where the teacher computes."""
+        return torch.device(self.model.device)
+
+    @property
+    def input_side(self) -> int:
+        """Side of the encoder's square input, pixels."""
+        return int(self.model.image_encoder.img_size)
+
+    @torch.no_grad()
+    def embed(self, images: Sequence[Image]) -> list[Embedding]:
+        """Run the encoder, the dear part.
+
+        Parameters
+        ----------
+        images
+            uint8 (H, W, 3) RGB each, of any sizes.
+        """
+        prepared = [self._prepare(check_image(image)) for image in images]
+        embeddings: list[Embedding] = []
+        for start in range(0, len(images), EMBED_BATCH):
+            part = prepared[start : start + EMBED_BATCH]
+            features = self.model.image_encoder(torch.stack([pixels for pixels, _ in part]).to(self.device))
+            for image, (_, size), one in zip(images[start:], part, features, strict=False):
+                embeddings.append(Embedding(one, (image.shape[0], image.shape[1]), size))
+        return embeddings
+
+    def segment(
+        self,
+        embeddings: Sequence[Embedding],
+        prompts: Sequence[Sequence[Prompts]],
+        *,
+        multimask: bool | None = None,
+        previous: npt.NDArray[np.float32] | None = None,
+    ) -> TeacherMasks:
+        """Segment every prompt set of every image in one decoder call.
+
+        Parameters
+        ----------
+        embeddings
+            One an image.
+        prompts
+            For each image its prompt sets, in the image's frame.
+        multimask
+            True: the best of three masks by predicted IoU; False: the single mask; None: the best of three
+            where a set is ambiguous, that is points alone, without box or mask.
+        previous
+            (N, 4h, 4w) float32 low-resolution logits of an earlier answer to the same sets in flattened
+            order; they take the place of `mask_logits`.
+        """
+        logits, scores = self.decode(embeddings, prompts, previous=previous)
+        sets = [one for each in prompts for one in each]
+        chosen = torch.tensor(
+            [
+                (previous is None and one.box is None and one.mask_logits is None)
+                if multimask is None
+                else multimask
+                for one in sets
+            ],
+            dtype=torch.bool,
+            device=logits.device,
+        )
+        index = torch.where(chosen, 1 + scores[:, 1:].argmax(dim=1), 0)
+        rows = torch.arange(len(sets), device=logits.device)
+        best = logits[rows, index]
+        masks: list[Mask] = []
+        done = 0
+        for embedding, each in zip(embeddings, prompts, strict=True):
+            part = self.upscale(best[done : done + len(each)], embedding)
+            masks.extend((part > self.mask_threshold).cpu().numpy())
+            done += len(each)
+        return TeacherMasks(masks, best.cpu().numpy(), scores[rows, index].cpu().numpy())
+
+    @torch.no_grad()
+    def decode(
+        self,
+        embeddings: Sequence[Embedding],
+        prompts: Sequence[Sequence[Prompts]],
+        *,
+        previous: npt.NDArray[np.float32] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `segment`, but all four masks of each set, the single one first.
+
+        Returns
+        -------
+        tuple
+            (N, 4, 4h, 4w) float32 logits and (N, 4) float32 predicted IoU, on the teacher's device.
+        """
+        if len(embeddings) != len(prompts):
+            raise ValueError(
+                f"prompts must hold one list an embedding, {len(embeddings)}, not {len(prompts)}."
+            )
+        encoder = self.model.prompt_encoder
+        counts = [len(each) for each in prompts]
+        n = sum(counts)
+        height, width = encoder.mask_input_size
+        if previous is not None and previous.shape != (n, height, width):
+            raise ValueError(f"previous must be float32 {(n, height, width)}, not {previous.shape}.")
+        if n == 0:
+            empty = torch.zeros(0, 4, height, width, device=self.device)
+            return empty, torch.zeros(0, 4, device=self.device)
+        batch = self._batch(embeddings, prompts, previous)
+        tokens, exists, dense = encode_prompts(encoder, batch)
+        features = torch.stack([e.features for e in embeddings])
+        features = features.repeat_interleave(torch.tensor(counts, device=self.device), dim=0)
+        logits, scores = decode(
+            self.model.mask_decoder, features, encoder.get_dense_pe(), tokens, exists, dense
+        )
+        return logits, scores
+
+    @property
+    def mask_threshold(self) -> float:
+        """Masks are what lies strictly above this after `upscale`."""
+        return 0.5 if self.preprocessing == "medsam" else float(self.model.mask_threshold)
+
+    @torch.no_grad()
+    def upscale(self, low_res_logits: torch.Tensor, embedding: Embedding) -> torch.Tensor:
+        """Bring (N, 4h, 4w) logits to (N, H, W) of the image, logits still (MedSAM: probabilities)."""
+        if len(low_res_logits) == 0:
+            return low_res_logits.new_zeros((0, *embedding.image_size))
+        maps = low_res_logits[:, None]
+        if self.preprocessing == "medsam":
+            maps = maps.sigmoid()
+        else:
+            maps = functional.interpolate(maps, (self.input_side,) * 2, mode="bilinear", align_corners=False)
+            maps = maps[..., : embedding.input_size[0], : embedding.input_size[1]]
+        return functional.interpolate(maps, embedding.image_size, mode="bilinear", align_corners=False)[:, 0]
+
+    def _prepare(self, image: Image) -> tuple[torch.Tensor, tuple[int, int]]:
+        """(3, S, S) float32 normalised pixels and the (height, width) that is not padding."""
+        side = self.input_side
+        if self.preprocessing == "medsam":
+            return _medsam_pixels(image, side), (side, side)
+        size = _input_size((image.shape[0], image.shape[1]), side)
+        resized = PillowImage.fromarray(image).resize((size[1], size[0]), PillowImage.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(self.device)
+        return self.model.preprocess(pixels), size
+
+    def _batch(
+        self,
+        embeddings: Sequence[Embedding],
+        prompts: Sequence[Sequence[Prompts]],
+        previous: npt.NDArray[np.float32] | None,
+    ) -> PromptBatch:
+        """Pad all sets to common length, in the encoder's frame and by SAM's conventions."""
+        if previous is not None and self.preprocessing == "medsam":
+            raise ValueError("previous must be None for MedSAM, which takes boxes alone.")
+        sets = [(embedding, one) for embedding, each in zip(embeddings, prompts, strict=True) for one in each]
+        kept = [_points(one, boxes_only=self.preprocessing == "medsam") for _, one in sets]
+        # SAM adds its padding point where there are points and no box.
+        slots = max(
+            (len(points) + (one.box is None) for (points, _), (_, one) in zip(kept, sets, strict=True)),
+            default=0,
+        )
+        n = len(sets)
+        points, labels = np.zeros((n, slots, 2), np.float32), np.full((n, slots), UNUSED, np.int64)
+        boxes, has_box = np.zeros((n, 4), np.float32), np.zeros(n, np.bool_)
+        height, width = self.model.prompt_encoder.mask_input_size
+        masks, has_mask = np.zeros((n, 1, height, width), np.float32), np.zeros(n, np.bool_)
+        for i, ((embedding, one), (own, own_labels)) in enumerate(zip(sets, kept, strict=True)):
+            (h, w), (input_h, input_w) = embedding.image_size, embedding.input_size
+            scale = np.array([input_w / w, input_h / h])
+            if len(own):
+                points[i, : len(own)], labels[i, : len(own)] = own * scale, own_labels
+                if one.box is None:
+                    labels[i, len(own)] = -1
+            if one.box is not None:
+                corner = 0.0 if self.preprocessing == "medsam" else 1.0  # its own script scales edges
+                boxes[i] = (one.box - np.array([0, 0, corner, corner])) * np.tile(scale, 2)
+                has_box[i] = True
+            if previous is not None:
+                masks[i, 0], has_mask[i] = previous[i], True
+            elif one.mask_logits is not None:
+                masks[i, 0], has_mask[i] = self._low_res(one.mask_logits, embedding), True
+        arrays = (points, labels, boxes, has_box, masks, has_mask)
+        return PromptBatch(*[torch.from_numpy(array).to(self.device) for array in arrays])
+
+    def _low_res(self, mask_logits: npt.NDArray[np.float32], embedding: Embedding) -> npt.NDArray[np.float32]:
+        """Bring (H, W) logits of the image to the decoder's (4h, 4w), the padding as low as the lowest."""
+        if mask_logits.shape != embedding.image_size:
+            raise ValueError(
+                f"mask_logits must be {embedding.image_size}, the image's size, not {mask_logits.shape}."
+            )
+        logits = torch.from_numpy(np.ascontiguousarray(mask_logits))[None, None]
+        size, side = embedding.input_size, self.input_side
+        logits = functional.interpolate(logits, size, mode="bilinear", align_corners=False, antialias=True)
+        padding = (0, side - size[1], 0, side - size[0])
+        logits = functional.pad(logits, padding, value=float(mask_logits.min()))
+        low = functional.interpolate(
+            logits,
+            self.model.prompt_encoder.mask_input_size,
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
+        )
+        array: npt.NDArray[np.float32] = low[0, 0].numpy()
+        return array
+
+
+def parse_device(device: str) -> torch.device:
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceUnavailable(f"device must be cpu, cuda or cuda:N, not {device!r}.") from error
+    if chosen.type == "cuda" and not (
+        torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count()
+    ):
+        raise DeviceUnavailable(
+            f"device {device} cannot be had: torch sees {torch.cuda.device_count()} CUDA device(s)."
+        )
+    return chosen
+
+
+def _input_size(image_size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(height, width) after ResizeLongestSide."""
+    scale = side * 1.0 / max(image_size)
+    return max(1, int(image_size[0] * scale + 0.5)), max(1, int(image_size[1] * scale + 0.5))
+
+
+def _points(one: Prompts, *, boxes_only: bool) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
+    """Points and labels of a set without its padding."""
+    if boxes_only and (one.box is None or one.points is not None or one.mask_logits is not None):
+        raise ValueError("prompts must be a box alone for MedSAM, which was trained with nothing else.")
+    if one.points is None or one.point_labels is None:
+        return np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
+    real = one.point_labels >= 0
+    return one.points[real], one.point_labels[real]
+
+
+def _medsam_pixels(image: Image, side: int) -> torch.Tensor:
+    """(3, side, side) float32 in [0, 1], as MedSAM's inference script prepares an image."""
+    try:
+        from skimage.transform import resize  # type: ignore[import-untyped,unused-ignore]
+    except ImportError as error:
+        raise DeviceUnavailable(
+            "MedSAM's preprocessing needs scikit-image: pip install scikit-image."
+        ) from error
+    stretched = resize(  # type: ignore[no-untyped-call]
+        image, (side, side), order=3, preserve_range=True, anti_aliasing=True
+    ).astype(np.uint8)
+    low, high = int(stretched.min()), int(stretched.max())
+    return torch.from_numpy((stretched - low) / max(high - low, 1e-8)).float().permute(2, 0, 1)

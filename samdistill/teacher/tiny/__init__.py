@@ -1,0 +1,46 @@
+"""The teacher that comes with the package: a small promptable segmenter, so that everything runs offline.
+
+Its weights lie beside this file, `MODEL_CARD.md` says what they were trained on and what they reach. For real
+work use SAM or MedSAM.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+WEIGHTS = Path(__file__).with_name("tiny.safetensors")
+
+
+def load(path: Path = WEIGHTS) -> tuple[Sam, str]:
+    """Build the network with its trained weights.
+
+    Returns
+    -------
+    tuple
+        The network, float32, and the SHA-256 of the weight file.
+
+    Raises
+    ------
+    InputRejected
+        When the file is missing, damaged or of another network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from samdistill.errors import InputRejected
+    from samdistill.io.files import sha256_file
+    from samdistill.teacher.tiny.model import build
+
+    try:
+        state = load_file(path)
+        model = build()
+        model.load_state_dict({key: value.float() for key, value in state.items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputRejected(
+            f"{path} must hold the embedded teacher's weights: {error}. Install samdistill anew."
+        ) from error
+    return model, sha256_file(path)
