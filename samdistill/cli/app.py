@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 from samdistill._version import __version__
-from samdistill.cli import data, evaluate, export, infer, phantoms, train, verify
-from samdistill.errors import SamdistillError
+from samdistill.cli import data, demo, evaluate, export, infer, phantoms, train, verify
+from samdistill.errors import DeviceUnavailable, SamdistillError
 
 app = typer.Typer(
     name="samdistill",
@@ -46,6 +46,22 @@ app.command("export")(export.export)
 app.command("infer")(infer.infer)
 app.command("evaluate")(evaluate.evaluate)
 app.command("verify")(verify.verify)
+app.command("demo")(demo.demo)
+
+EXTRAS = {
+    "torch": "train",
+    "segmentation_models_pytorch": "train",
+    "lightning_fabric": "train",
+    "safetensors": "train",
+    "segment_anything": "train",
+    "numba": "train",
+    "matplotlib": "train",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxslim": "export",
+    "scipy": "evaluate",
+}
+"""The extra that brings a library which base does without."""
 
 
 def main() -> None:
@@ -61,6 +77,15 @@ def main() -> None:
             raise
         print(f"samdistill: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if debug or error.name not in EXTRAS:
+            raise
+        print(
+            f"samdistill: this command needs {error.name}, which is not installed; "
+            f"run: pip install 'samdistill[{EXTRAS[error.name]}]'.",
+            file=sys.stderr,
+        )
+        sys.exit(DeviceUnavailable.exit_code)
     except MemoryError:
         if debug:
             raise

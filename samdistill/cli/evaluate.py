@@ -23,6 +23,9 @@ def evaluate(
         bool, typer.Option("--include-trained", help="Score images the bundle was trained on, too.")
     ] = False,
     report: Annotated[Path | None, typer.Option(help="Also write a report, one HTML file.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder whose learning curves the report shows.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap intervals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
@@ -31,24 +34,21 @@ def evaluate(
     Images that the bundle was trained on, and others of the same group, are left out.
     """
     import json
-    import sys
-    from typing import cast
+    from itertools import count
 
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from samdistill.cli.case_progress import CaseProgress
     from samdistill.evaluation import evaluate as score
     from samdistill.io.dataset import open_dataset
-    from samdistill.predictor import Mode, Predictor
+    from samdistill.predictor import Predictor, parse_mode
 
+    chosen = parse_mode(mode)
     predictor = Predictor.load(bundle, device, runtime)
     dataset = open_dataset(data, class_names=predictor.class_names)
     cases = _choose(dataset, predictor, include_trained)
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("evaluating", total=len(cases))
-        # The predictor judges the mode: it knows what its bundle can do.
+    done = count(1)
+    with CaseProgress("evaluating") as progress:
         result = score(
-            predictor, cases, cast("Mode", mode), seed=seed, on_case=lambda _: progress.advance(task)
+            predictor, cases, chosen, seed=seed, on_case=lambda _: progress.on_case(next(done), len(cases))
         )
     told = {
         "bundle": {"name": predictor.manifest.name, "sha256": predictor.bundle_sha256},
@@ -61,7 +61,7 @@ def evaluate(
         "device": {"provider": predictor.provider, "runtime": predictor.runtime},
     }
     if report is not None:
-        _write_report(report, result, predictor, cases, told)
+        _write_report(report, result, predictor, cases, told, run)
     if as_json:
         print(json.dumps({**result.to_dict(), **told}, allow_nan=False))
     else:
@@ -106,33 +106,59 @@ def _choose(dataset: Dataset, predictor: Predictor, include_trained: bool) -> tu
 
 
 def _show(result: Evaluation) -> None:
+    """The summary with classes as columns, so that it fits a narrow terminal; many take several tables."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from samdistill.report.pages import summary_rows
 
+    console = Console(highlight=False)
     headers, rows = summary_rows([result])
-    table = Table(title=f"{len(result.cases)} images, mode {result.mode}", title_justify="left")
-    for index, header in enumerate(headers):
-        table.add_column(header, justify="right" if index else "left")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    Console(highlight=False).print(table)
+    label_width, cell_width = 17, 22
+    columns = max(1, (console.width - label_width) // cell_width)
+    print(f"{len(result.cases)} images, mode {result.mode}; means with 95 % intervals")
+    for start in range(0, len(rows), columns):
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        table.add_column("")
+        for row in rows[start : start + columns]:
+            table.add_column(escape(row[0]), justify="right")
+        for index, header in enumerate(headers[1:], 1):
+            table.add_row(header, *(row[index].replace("\n", " ") for row in rows[start : start + columns]))
+        print()
+        console.print(table)
 
 
 def _write_report(
-    path: Path, result: Evaluation, predictor: Predictor, cases: tuple[Case, ...], told: dict[str, Any]
+    path: Path,
+    result: Evaluation,
+    predictor: Predictor,
+    cases: tuple[Case, ...],
+    told: dict[str, Any],
+    run: Path | None,
 ) -> None:
     from samdistill.report.document import write_report
-    from samdistill.report.pages import bundle_section, evaluation_sections
+    from samdistill.report.pages import bundle_section, evaluation_sections, learning_curves
 
     manifest = predictor.manifest
     colours = [(one.colour[0], one.colour[1], one.colour[2]) for one in manifest.classes]
     sections = evaluation_sections(result, predictor, cases, intensity=manifest.intensity, colours=colours)
+    if run is not None:
+        sections.append(learning_curves(_read_log(run)))
     write_report(
         path,
         f"Evaluation of {manifest.name}",
         [*sections, bundle_section(manifest, predictor.bundle_sha256)],
         subtitle=f"{len(cases)} images, mode {result.mode}, {told['device']['provider']}",
     )
+
+
+def _read_log(run: Path) -> list[dict[str, Any]]:
+    import json
+
+    from samdistill.errors import InputRejected
+
+    try:
+        return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputRejected(f"{run} must be a run folder with log.jsonl, not so: {error}.") from error

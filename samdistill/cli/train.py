@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -64,6 +65,8 @@ def train(
 
     with TrainingProgress() as progress:
         run = launch(data, out, chosen, progress, device=device, resume=resume)
+    if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks
+        return
     result = run.record.result
     print(
         f"{out}: {result['steps']} steps in {result['seconds']:.0f} s, "

@@ -40,6 +40,16 @@ class Watcher(Listener, Protocol):
     def on_read(self, done: int, total: int) -> None: ...
 
 
+class _Nobody:
+    """The watcher of every process but the first."""
+
+    def on_message(self, text: str) -> None: ...
+    def on_read(self, done: int, total: int) -> None: ...
+    def on_start(self, phase: str, first_step: int, total_steps: int) -> None: ...
+    def on_step(self, step: int, loss: float) -> None: ...
+    def on_epoch(self, record: dict[str, Any]) -> None: ...
+
+
 @dataclass(frozen=True)
 class Devices:
     """Where a run computes: the kind of device, how many, and the precision that `auto` became."""
@@ -91,6 +101,8 @@ def train(
         precision=_FABRIC_PRECISION[devices.precision],
     )
     fabric.launch()
+    if fabric.global_rank > 0:
+        watcher = _Nobody()
     torch.manual_seed(config.seed)
     run: Run | None = None
     if (out / "run.json").is_file():
@@ -103,6 +115,7 @@ def train(
         if run.record.result:
             watcher.on_message(f"{out} is finished; nothing to resume.")
             return run
+    fabric.barrier()  # every process has looked for a run before one of them makes it
     split = make_split(open_dataset(data, infer_classes=False), seed=config.seed, labels=config.labels)
     student, encoder_weights = build_student(config.student, len(split.class_names))
     if run is None:
@@ -147,7 +160,7 @@ def train(
     if fabric.global_rank == 0:
         _finish(run, time.perf_counter() - started)
     fabric.barrier()
-    return run
+    return Run.load(out)
 
 
 _FABRIC_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}

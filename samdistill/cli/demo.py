@@ -1,0 +1,51 @@
+"""`samdistill demo`: the whole way, by the commands a user would type, each shown before it runs."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from samdistill.errors import UsageError
+
+MARKER = ".samdistill-demo"
+
+
+def demo(
+    out: Annotated[Path, typer.Argument(help="Folder to make; a demo that is there is replaced.")],
+    kind: Annotated[str, typer.Option(help="endoscopy, ultrasound or xray phantoms.")] = "endoscopy",
+    labels: Annotated[int, typer.Option(min=8, help="Images whose labels training may see.")] = 48,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 240,
+) -> None:
+    """From phantoms to a deployed student with a report to look at, in a few minutes on a CPU."""
+    from samdistill.cli.app import app
+
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARKER).is_file():
+            raise UsageError(f"{out} is not empty and no demo; choose another folder.")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).touch()
+    data, unseen, run, bundle = (out / name for name in ("data", "unseen", "run", "bundle"))
+    predictions, report = out / "predictions", out / "report.html"
+    commands = [
+        ["phantoms", data, "--kind", kind, "--count", 200, "--seed", 1],
+        ["phantoms", unseen, "--kind", kind, "--count", 60, "--seed", 2],
+        ["data", "check", data],
+        ["train", data, "--out", run, "--preset", "light", "--labels", labels, "--max-steps", steps],
+        ["export", run, "--out", bundle, "--licence", "Apache-2.0"],
+        ["verify", bundle],
+        ["infer", bundle, unseen / "images", "--out", predictions, "--overlay"],
+        ["evaluate", bundle, unseen, "--run", run, "--report", report],
+    ]
+    started = time.monotonic()
+    for words in commands:
+        arguments = [str(word) for word in words]
+        print(f"\n$ samdistill {shlex.join(arguments)}", flush=True)
+        # Not standalone: an error comes back here and ends the demo with its own exit code.
+        app(arguments, standalone_mode=False)
+    print(f"\nDone in {time.monotonic() - started:.0f} s. Look at {report} and {predictions / 'overlays'}.")
