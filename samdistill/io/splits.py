@@ -104,13 +104,17 @@ def make_split(
     groups = _Groups(dataset, seed)
 
     test = groups.whole([case for case in dataset.labelled if told.get(case.id) == "test"])
-    if "test" not in told.values() and fractions[2] > 0:
-        test = groups.draw(groups.loose(free), max(1, round(fractions[2] * len(dataset.labelled))), spare=2)
-    pool = [g for g in groups.order if g not in test and groups.labelled(g)]
-    if len(pool) < 2:
+    labelled = [g for g in groups.order if groups.labelled(g)]
+    loose = groups.loose(free)
+    drawn = "test" not in told.values() and fractions[2] > 0 and (bool(loose) or not labelled)
+    if drawn:
+        goal = max(1, round(fractions[2] * len(dataset.labelled)))
+        test = groups.draw(loose, goal, spare=max(0, 2 - (len(labelled) - len(loose))))
+    pool = [g for g in labelled if g not in test]
+    if len(pool) < 2 or (drawn and not test):
         raise InputRejected(
-            f"{dataset.root} must have labelled images of at least {2 + bool(test)} groups to be divided, "
-            f"not {len(pool) + len(test)}. Label more, or correct the groups or the split in dataset.toml."
+            f"{dataset.root} must have labelled images of at least {2 + drawn} groups to be divided, "
+            f"not of {len(labelled)}. Label more, or correct the groups or the split in dataset.toml."
         )
     fixed = groups.whole([case for case in dataset.labelled if told.get(case.id) == "validation"])
     available, of_fixed = groups.size(pool), groups.size(fixed)

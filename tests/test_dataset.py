@@ -1,0 +1,368 @@
+"""Data folders as cases: what mask values mean, groups, told splits, labels out of budget."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samdistill.errors import InputRejected
+from samdistill.io import make_split, open_dataset, write_mask, write_png
+from samdistill.io.dataset import fingerprint
+
+SIZE = (12, 16)
+Folder = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """Make a data folder of `images` pictures and `masks` (stem to pixels, or class to stem to pixels)."""
+
+    def make(
+        stems: list[str],
+        masks: dict[str, object],
+        *,
+        toml: str | None = None,
+        files: dict[str, str] | None = None,
+    ) -> Path:
+        root = tmp_path / "data"
+        rng = np.random.default_rng(0)
+        for stem in stems:
+            path = root / "images" / f"{stem}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_png(path, rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8))
+        flat = {
+            f"{key}/{stem}" if isinstance(value, dict) else key: pixels
+            for key, value in masks.items()
+            for stem, pixels in (value.items() if isinstance(value, dict) else [(key, value)])
+        }
+        for stem, pixels in flat.items():
+            path = root / "masks" / f"{stem}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_mask(path, np.asarray(pixels))
+        if toml is not None:
+            (root / "dataset.toml").write_text(toml)
+        for name, text in (files or {}).items():
+            (root / name).write_text(text)
+        return root
+
+    return make
+
+
+def index_mask(*values: int) -> np.ndarray:
+    """(12, 16) uint8: one column of each value, the rest 0."""
+    mask = np.zeros(SIZE, np.uint8)
+    for column, value in enumerate(values):
+        mask[:, column] = value
+    return mask
+
+
+def columns(masks: np.ndarray) -> list[list[int]]:
+    """For each channel the columns in which it is set."""
+    return [np.flatnonzero(mask.all(axis=0)).tolist() for mask in masks]
+
+
+# Cases ----------------------------------------------------------------------------------------------------
+
+
+def test_images_meet_masks_of_their_stem_and_those_without_are_unlabelled(folder: Folder) -> None:
+    root = folder(["b", "a", "c"], {"a": index_mask(1), "c": index_mask(1)})
+    dataset = open_dataset(root)
+    assert [case.id for case in dataset.cases] == ["a", "b", "c"]
+    assert [case.id for case in dataset.unlabelled] == ["b"]
+    assert dataset.cases[0].read_image().shape == (*SIZE, 3)
+    assert columns(dataset.cases[0].read_masks()) == [[0]]
+    with pytest.raises(ValueError, match="case b must be labelled"):
+        dataset.cases[1].read_masks()
+
+
+def test_folders_within_images_are_part_of_the_case_id(folder: Folder) -> None:
+    root = folder(["p1/x", "p2/x"], {"p1/x": index_mask(1), "p2/x": index_mask(0, 1)})
+    dataset = open_dataset(root)
+    assert [case.id for case in dataset.cases] == ["p1/x", "p2/x"]
+    assert not dataset.multi_label
+    assert columns(dataset.cases[1].read_masks()) == [[1]]
+
+
+def test_index_masks_give_one_channel_a_class(folder: Folder) -> None:
+    root = folder(["a"], {"a": index_mask(2, 1, 0, 2)}, toml='classes = ["nerve", "vessel"]')
+    dataset = open_dataset(root)
+    assert dataset.class_names == ("nerve", "vessel")
+    masks = dataset.cases[0].read_masks()
+    assert masks.dtype == np.bool_
+    assert masks.shape == (2, *SIZE)
+    assert columns(masks) == [[1], [0, 3]]
+
+
+def test_black_and_white_masks_are_one_class_when_nothing_is_declared(folder: Folder) -> None:
+    root = folder(["a", "b"], {"a": index_mask(255), "b": index_mask(0)})
+    dataset = open_dataset(root)
+    assert dataset.class_names == ("foreground",)
+    assert columns(dataset.cases[0].read_masks()) == [[0]]
+    assert columns(dataset.cases[1].read_masks()) == [[]]
+
+
+def test_undeclared_classes_are_counted_by_the_highest_value(folder: Folder) -> None:
+    root = folder(["a", "b"], {"a": index_mask(1), "b": index_mask(3)})
+    assert open_dataset(root).class_names == ("class_1", "class_2", "class_3")
+    unread = open_dataset(root, infer_classes=False)
+    assert unread.class_names == ()
+    with pytest.raises(ValueError, match="with_classes"):
+        unread.cases[0].read_masks()
+
+
+def test_grey_levels_are_not_taken_for_class_numbers(folder: Folder) -> None:
+    root = folder(["a"], {"a": index_mask(128, 255)})
+    with pytest.raises(InputRejected, match=r"a\.png holds the value 255.*class_values"):
+        open_dataset(root)
+
+
+def test_class_values_name_the_grey_levels(folder: Folder) -> None:
+    toml = 'classes = ["disc", "cup"]\nclass_values = [128, 255]'
+    dataset = open_dataset(folder(["a"], {"a": index_mask(128, 255)}, toml=toml))
+    assert columns(dataset.cases[0].read_masks()) == [[0], [1]]
+
+
+def test_a_mask_threshold_makes_grey_masks_binary(folder: Folder) -> None:
+    dataset = open_dataset(folder(["a"], {"a": index_mask(3, 127, 128, 250)}, toml="mask_threshold = 127"))
+    assert dataset.class_names == ("foreground",)
+    assert dataset.mask_threshold == 127
+    assert columns(dataset.cases[0].read_masks()) == [[2, 3]]
+
+
+def test_ignored_pixels_are_in_no_class_and_told_apart(folder: Folder) -> None:
+    toml = 'classes = ["x"]\nignore_index = 255'
+    dataset = open_dataset(folder(["a"], {"a": index_mask(1, 255)}, toml=toml))
+    masks, ignored = dataset.cases[0].read_labels()
+    assert dataset.ignore_index == 255
+    assert columns(masks) == [[0]]
+    assert columns(ignored[None]) == [[1]]
+
+
+def test_a_class_out_of_range_names_file_and_value(folder: Folder) -> None:
+    dataset = open_dataset(folder(["a"], {"a": index_mask(1, 7)}, toml='classes = ["x", "y"]'))
+    with pytest.raises(InputRejected, match=r"masks/a\.png must hold .*1 x, 2 y, not 7\..*classes"):
+        dataset.cases[0].read_masks()
+
+
+def test_a_mask_of_another_size_names_both_sizes(folder: Folder) -> None:
+    dataset = open_dataset(folder(["a"], {"a": np.zeros((16, 12), np.uint8)}, toml='classes = ["x"]'))
+    with pytest.raises(InputRejected, match=r"masks/a\.png must have .* 16 x 12, not 12 x 16"):
+        dataset.cases[0].read_masks()
+
+
+def test_folders_of_classes_hold_masks_that_overlap(folder: Folder) -> None:
+    root = folder(
+        ["a", "b"],
+        {"heart": {"a": index_mask(255, 255)}, "lung": {"a": index_mask(0, 255, 255), "b": index_mask(255)}},
+    )
+    dataset = open_dataset(root)
+    assert dataset.multi_label
+    assert dataset.class_names == ("heart", "lung")
+    assert columns(dataset.cases[0].read_masks()) == [[0, 1], [1, 2]]
+    assert columns(dataset.cases[1].read_masks()) == [[], [0]]
+
+
+def test_declared_classes_give_the_folders_their_order(folder: Folder) -> None:
+    masks = {"heart": {"a": index_mask(1)}, "lung": {"a": index_mask(0, 1)}}
+    dataset = open_dataset(folder(["a"], masks, toml='classes = ["lung", "heart"]'))
+    assert columns(dataset.cases[0].read_masks()) == [[1], [0]]
+
+
+def test_a_class_file_with_two_greys_wants_a_threshold(folder: Folder) -> None:
+    root = folder(["a"], {"heart": {"a": index_mask(3, 250)}})
+    with pytest.raises(InputRejected, match=r"not 3 and 250.*mask_threshold"):
+        open_dataset(root).cases[0].read_masks()
+    (root / "dataset.toml").write_text("mask_threshold = 100")
+    assert columns(open_dataset(root).cases[0].read_masks()) == [[1]]
+
+
+def test_the_classes_of_a_bundle_stand_in_or_must_agree(folder: Folder) -> None:
+    root = folder(["a"], {"a": index_mask(0, 1)})
+    assert open_dataset(root, class_names=["polyp", "other"]).class_names == ("polyp", "other")
+    (root / "dataset.toml").write_text('classes = ["lung"]')
+    with pytest.raises(InputRejected, match="must have the classes polyp, not lung"):
+        open_dataset(root, class_names=["polyp"])
+
+
+def test_cases_travel_to_worker_processes(folder: Folder) -> None:
+    case = open_dataset(folder(["a"], {"a": index_mask(1)})).cases[0]
+    assert pickle.loads(pickle.dumps(case)) == case
+
+
+# What is wrong with a folder ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "toml, message",
+    [
+        ("class = 1", "unknown key 'class'"),
+        ("classes = 3", "classes must be a list"),
+        ("classes = [", "not valid TOML"),
+        ('classes = ["a", "a"]', "distinct"),
+        ('classes = ["a/b"]', "a folder can bear"),
+        ('classes = ["a"]\nclass_values = [1, 2]', "one value a class"),
+        ('classes = ["a"]\nclass_values = [0]', "distinct and not 0"),
+        ("ignore_index = 0", "ignore_index must differ"),
+        ('group_pattern = "("', "regular expression"),
+        ('classes = ["a"]\nclass_values = [9]\nmask_threshold = 3', "must not both"),
+        ('[table]\nfil = "x.csv"', "unknown key 'fil'"),
+        ("[table]", "file"),
+        ('[split]\ntrain = "a"', "split.train must be a list"),
+    ],
+)
+def test_a_dataset_toml_that_cannot_be_meant_is_refused(folder: Folder, toml: str, message: str) -> None:
+    root = folder(["a"], {"a": index_mask(1)}, toml=toml)
+    with pytest.raises(InputRejected, match=message) as caught:
+        open_dataset(root)
+    assert str(root) in str(caught.value)
+
+
+def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputRejected, match="is no folder"):
+        open_dataset(tmp_path / "nothing")
+    with pytest.raises(InputRejected, match="images/"):
+        open_dataset(tmp_path)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(InputRejected, match="no image"):
+        open_dataset(tmp_path)
+
+
+def test_two_images_of_one_stem_are_refused(folder: Folder) -> None:
+    root = folder(["a"], {})
+    shutil.copy(root / "images" / "a.png", root / "images" / "a.bmp")
+    with pytest.raises(InputRejected, match=r"images/a\.png: images/a\.bmp has the same stem"):
+        open_dataset(root)
+
+
+def test_masks_named_otherwise_than_their_images_are_refused_when_none_fits(folder: Folder) -> None:
+    with pytest.raises(InputRejected, match=r"no mask has the name of an image.*a_mask"):
+        open_dataset(folder(["a"], {"a_mask": index_mask(1)}))
+
+
+def test_hidden_files_and_other_types_are_passed_over(folder: Folder) -> None:
+    root = folder(["a"], {"a": index_mask(1)}, files={"images/Thumbs.db": "", "images/._a.png": "x"})
+    assert [case.id for case in open_dataset(root).cases] == ["a"]
+
+
+def test_a_class_folder_that_is_not_declared_is_refused(folder: Folder) -> None:
+    root = folder(["a"], {"lung": {"a": index_mask(1)}, "hart": {"a": index_mask(1)}})
+    (root / "dataset.toml").write_text('classes = ["lung", "heart"]')
+    with pytest.raises(InputRejected, match="'hart' is none of the classes"):
+        open_dataset(root)
+
+
+# Groups, tables, told splits ------------------------------------------------------------------------------
+
+
+def test_groups_come_from_a_pattern(folder: Folder) -> None:
+    root = folder(["p1_z0", "p1_z1", "p2_z0"], {}, toml="group_pattern = '^(p\\d+)_'")
+    assert [case.group for case in open_dataset(root).cases] == ["p1", "p1", "p2"]
+    (root / "dataset.toml").write_text("group_pattern = '^p1'")
+    with pytest.raises(InputRejected, match="does not match 'p2_z0'"):
+        open_dataset(root)
+
+
+def test_groups_and_parts_come_from_a_table(folder: Folder) -> None:
+    toml = '[table]\nfile = "cases.csv"\ncase = "file"\ngroup = "patient"\nsplit = "part"'
+    table = "file,patient,part\na.png,7,test\nb,7,\nc,8,train\nelsewhere,9,train\n"
+    root = folder(["a", "b", "c"], {}, toml=toml, files={"cases.csv": table})
+    dataset = open_dataset(root)
+    assert [case.group for case in dataset.cases] == ["7", "7", "8"]
+    assert dataset.parts == {"a": "test", "c": "train"}
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        ("file,patient\na,1\n", "no column 'part'"),
+        ("file,patient,part\na,1,\na,1,\nb,1,\n", "2 rows name 'a'"),
+        ("file,patient,part\na,1,dev\nb,1,\n", "the split 'dev'"),
+        ("file,patient,part\na,1,\n", "1 image.* have no row.*'b'"),
+        ("file,patient,part\na,1,train\nb,1,test\n", "cuts through the group '1'"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(folder: Folder, table: str, message: str) -> None:
+    toml = '[table]\nfile = "cases.csv"\ncase = "file"\ngroup = "patient"\nsplit = "part"'
+    with pytest.raises(InputRejected, match=message):
+        open_dataset(folder(["a", "b"], {}, toml=toml, files={"cases.csv": table}))
+
+
+def test_a_split_by_patterns_is_kept(folder: Folder) -> None:
+    stems = [f"{part}/{n}" for part in ("train", "held") for n in range(10)]
+    toml = '[split]\ntest = ["held/*"]'
+    root = folder(stems, {stem: index_mask(1) for stem in stems}, toml=toml)
+    split = make_split(open_dataset(root), seed=3)
+    assert [case.id for case in split.test] == [f"held/{n}" for n in range(10)]
+    assert split.budget == 10
+
+
+@pytest.mark.parametrize(
+    "toml, message",
+    [
+        ('[split]\ntest = ["z*"]', "'z\\*' matches no case"),
+        ('[split]\ntest = ["a"]\ntrain = ["*"]', "puts it in train and in test"),
+        ('group_pattern = \'^.\'\n[split]\ntest = ["a1"]\ntrain = ["a2"]', "cuts through the group 'a'"),
+    ],
+)
+def test_a_told_split_that_contradicts_itself_is_refused(folder: Folder, toml: str, message: str) -> None:
+    with pytest.raises(InputRejected, match=message):
+        open_dataset(folder(["a", "a1", "a2"], {}, toml=toml))
+
+
+# Labels out of budget -------------------------------------------------------------------------------------
+
+
+def test_nothing_of_a_split_depends_on_labels_out_of_budget(folder: Folder) -> None:
+    """Unlabelled-part masks are replaced by garbage: split, class names and fingerprint stay the same."""
+    stems = [f"{n:02}" for n in range(30)]
+    root = folder(stems, {stem: index_mask(1 + int(stem) % 2) for stem in stems})
+    before = make_split(open_dataset(root, infer_classes=False), seed=0, labels=8)
+    fingerprint_before = before.fingerprint()
+    for case in before.train_unlabelled:
+        (root / "masks" / f"{case.id}.png").write_bytes(b"garbage")
+    after = make_split(open_dataset(root, infer_classes=False), seed=0, labels=8)
+    assert after == before
+    assert after.fingerprint() == fingerprint_before
+    assert after.class_names == ("class_1", "class_2")
+
+
+def test_the_fingerprint_sees_pixels_names_groups_and_classes_but_not_the_place(folder: Folder) -> None:
+    root = folder(["a", "b"], {"a": index_mask(1)}, toml='classes = ["x"]')
+    original = open_dataset(root).fingerprint()
+    moved = root.with_name("moved")
+    shutil.copytree(root, moved)
+    assert open_dataset(moved).fingerprint() == original
+
+    def changed(change: Callable[[Path], object]) -> str:
+        copy = root.with_name("copy")
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(root, copy)
+        change(copy)
+        return open_dataset(copy).fingerprint()
+
+    different = [
+        changed(lambda r: write_png(r / "images" / "a.png", np.zeros((*SIZE, 3), np.uint8))),
+        changed(lambda r: write_mask(r / "masks" / "a.png", index_mask(0, 1))),
+        changed(lambda r: (r / "masks" / "a.png").unlink()),
+        changed(lambda r: (r / "images" / "b.png").rename(r / "images" / "c.png")),
+        changed(lambda r: (r / "dataset.toml").write_text('classes = ["y"]')),
+        changed(lambda r: (r / "dataset.toml").write_text("classes = ['x']\ngroup_pattern = ''")),
+    ]
+    assert len({original, *different}) == 6
+    assert fingerprint(open_dataset(root).cases, ["x"]) == original
+
+
+@pytest.mark.data
+def test_the_development_sets_open_and_split(data_root: Path) -> None:
+    """Real folders: every set opens, its first masks decode, 10 % of the labels split."""
+    for name, classes in (("polyps", 1), ("nerves", 2), ("nuclei", 1), ("fetal_head", 1), ("atrium", 1)):
+        dataset = open_dataset(data_root / name)
+        assert len(dataset.class_names) == classes
+        split = make_split(dataset, labels=0.1)
+        case = split.train_labelled[0]
+        assert case.read_masks().shape == (classes, *case.read_image().shape[:2])
