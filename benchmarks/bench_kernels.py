@@ -14,8 +14,9 @@ from pathlib import Path
 
 import harness
 import kernels_components
+import kernels_prompts
 
-MODULES = (kernels_components,)
+MODULES = (kernels_components, kernels_prompts)
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 
 

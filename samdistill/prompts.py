@@ -269,22 +269,23 @@ def _extract(
     class_index, components, boxes, points, point_labels, offsets = table
     prompts: list[list[Prompts]] = [[] for _ in maps]
     has_points = config.points != "none"
-    for row, (index, component) in enumerate(zip(class_index, components, strict=True)):
-        of_set = slice(offsets[row], offsets[row + 1])
+    first = 0
+    for row, (index, component, last) in enumerate(
+        zip(class_index.tolist(), components.tolist(), offsets[1:].tolist(), strict=True)
+    ):
         logits = None
-        if config.mask_logits and masks is not None:
-            own = masks[index]
-            if component:
-                own = label(own).labels == component
+        if masks is not None and config.mask_logits:
+            own = label(masks[index]).labels == component if component else masks[index]
             logits = mask_logits(maps[index], own, threshold=cleaning[0][index], limit=config.logit_limit)
         prompts[index].append(
-            Prompts(
-                points=points[of_set] if has_points else None,
-                point_labels=point_labels[of_set] if has_points else None,
-                box=boxes[row] if config.box else None,
-                mask_logits=logits,
+            _unchecked(
+                points[first:last] if has_points else None,
+                point_labels[first:last] if has_points else None,
+                boxes[row] if config.box else None,
+                logits,
             )
         )
+        first = last
     return prompts, masks
 
 
@@ -304,9 +305,34 @@ def mask_logits(probability_map: ProbabilityMap, own: Mask, *, threshold: float,
     -------
     Logits
         (H, W) float32.
+
+    Raises
+    ------
+    ValueError
+        Where p lies outside [0, 1].
     """
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         logits = np.log(probability_map) - np.log1p(-probability_map)
     np.clip(logits, -limit, limit, out=logits)
+    if np.isnan(logits).any():
+        raise ValueError("probability_map must be numbers in [0, 1], not logits. Apply a sigmoid.")
     logits[(probability_map > threshold) & ~own] = -limit
     return logits
+
+
+def _unchecked(
+    points: Points | None,
+    point_labels: PointLabels | None,
+    box: npt.NDArray[np.float32] | None,
+    logits: Logits | None,
+) -> Prompts:
+    """Prompts of arrays the core has just made: checking them takes longer than making them."""
+    prompts = object.__new__(Prompts)
+    for name, value in (
+        ("points", points),
+        ("point_labels", point_labels),
+        ("box", box),
+        ("mask_logits", logits),
+    ):
+        object.__setattr__(prompts, name, value)
+    return prompts

@@ -58,6 +58,19 @@ def test_nms_of_many_float_boxes_agrees_to_the_last_box() -> None:
     assert (np.diff(scores[kept]) <= 0).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nms_rounds_as_torchvision_does_where_an_overlap_is_the_threshold_itself(dtype: type) -> None:
+    """A fused multiply-add in the overlap, or a threshold rounded up, would drop or keep the wrong box."""
+    rng = np.random.default_rng(5)
+    scores = np.array([1.0, 0.5])
+    for _ in range(300):
+        corners = rng.random((2, 2)).astype(dtype)
+        boxes = np.concatenate([corners, corners + 1 + rng.random((2, 2)).astype(dtype)], axis=1)
+        overlap = float(slow.box_iou(*boxes))
+        assert len(nms(boxes, scores, overlap)) == 2
+        assert len(nms(boxes, scores, np.nextafter(overlap, 0))) == 1
+
+
 def test_nms_of_integer_boxes_and_equal_scores_prefers_the_lower_index() -> None:
     boxes = np.array([[0, 0, 4, 4], [0, 0, 4, 4], [10, 0, 14, 4]])
     np.testing.assert_array_equal(nms(boxes, np.array([1, 1, 5])), [2, 0])

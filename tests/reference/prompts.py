@@ -1,44 +1,22 @@
-"""Cleaning and prompts with scipy.ndimage, scikit-image and numpy: the obvious way and a fair peer."""
+"""Cleaning and prompts with scipy.ndimage and numpy: the obvious way and a fair peer."""
 
 from __future__ import annotations
 
 import numpy as np
+from reference.components import clean_with_scipy
 from scipy import ndimage
-from skimage import morphology as shapes
 
 EIGHT = np.ones((3, 3), bool)
 
 
-def footprint(morphology):
-    if morphology.element == "square":
-        side = 2 * morphology.radius + 1 if morphology.width is None else morphology.width
-        return shapes.footprint_rectangle((side, side)).astype(bool)
-    make = {"disk": shapes.disk, "diamond": shapes.diamond, "star": shapes.star}[morphology.element]
-    return make(morphology.radius).astype(bool)
-
-
-def clean_class(p, threshold, config):
-    """What stays of one class: min_area_px, then keep, then morphology."""
-    mask = p > threshold
-    if config.keep != "all" or config.min_area_px > 1:
-        labels, count = ndimage.label(mask, structure=EIGHT)
-        areas = np.bincount(labels.ravel(), minlength=count + 1).astype(float)
-        areas[0] = 0
-        large = areas >= max(config.min_area_px, 1)
-        if config.keep == "all":
-            mask = large[labels]
-        else:
-            worth = areas
-            if config.keep == "likeliest":
-                worth = np.bincount(labels.ravel(), weights=p.ravel(), minlength=count + 1)
-                worth = worth / np.maximum(areas, 1)
-            worth = np.where(large, worth, -1)
-            mask = labels == np.argmax(worth) if large.any() else np.zeros_like(mask)
-    if config.morphology is not None:
-        grow = config.morphology.operation == "dilation"
-        work = shapes.dilation if grow else shapes.erosion
-        mask = work(mask, footprint(config.morphology), mode="min" if grow else "max")
-    return mask
+def clean(maps, config):
+    """What stays of each class; a plain comparison where nothing can go."""
+    thresholds = np.broadcast_to(config.threshold, len(maps)).astype(np.float32)
+    if config.keep == "all" and config.min_area_px <= 1 and config.morphology is None:
+        return maps > thresholds[:, None, None]
+    how = {"keep": config.keep, "min_area_px": config.min_area_px, "morphology": config.morphology}
+    each = [clean_with_scipy(p[None], t, **how) for p, t in zip(maps, thresholds, strict=True)]
+    return np.concatenate(each) if each else np.zeros(maps.shape, bool)
 
 
 def ranks(indices, seed):
@@ -90,9 +68,7 @@ def centre(exclusive, config):
 
 def extract(maps, config):
     """(masks, sets): sets[c] is a list of (box, points, point_labels, own mask)."""
-    thresholds = np.broadcast_to(config.threshold, len(maps)).astype(np.float32)
-    masks = np.array([clean_class(p, t, config) for p, t in zip(maps, thresholds, strict=True)], bool)
-    masks = masks.reshape(maps.shape)
+    masks = clean(maps, config)
     alone = masks.sum(axis=0) == 1 if config.points == "centre" else None
     found = []
     for c, (p, mask) in enumerate(zip(maps, masks, strict=True)):
