@@ -21,14 +21,8 @@ def export(
 ) -> None:
     """Publish a run's student as a bundle that has proved itself equal to the original."""
     from samdistill.cli.case_progress import CaseProgress
-    from samdistill.errors import DeviceUnavailable
+    from samdistill.export.bundle import export_run
 
-    try:
-        from samdistill.export.bundle import export_run
-    except ModuleNotFoundError as error:
-        raise DeviceUnavailable(
-            f"export needs {error.name}, which is not installed. Run: pip install 'samdistill[cpu,export]'."
-        ) from error
     with CaseProgress("comparing") as progress:
         made = export_run(run, out, data=data, force=force, name=name, licence=licence, progress=progress)
     if json:
