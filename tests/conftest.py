@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,9 @@ def data_root() -> Path:
     if not (root / "polyps" / "images").is_dir():
         pytest.skip(f"no development data at {root}: set SAMDISTILL_DATA to the folder that holds polyps/")
     return root
+
+
+@pytest.fixture
+def tiny_bundle(tmp_path: Path) -> Path:
+    """A copy of the committed bundle whose student finds colours (tests/colour_student.py); needs no torch."""
+    return Path(shutil.copytree(REPOSITORY / "tests" / "golden" / "tiny_bundle", tmp_path / "tiny_bundle"))
