@@ -309,7 +309,7 @@ def test_layers_can_be_switched_off_and_the_order_changed(page: Path, tmp_path: 
       box.checked = false; box.dispatchEvent(new Event("change"));
       const hidden = [...document.querySelectorAll(".layer")].filter((one) => one.hasAttribute("hidden"));
       const select = document.querySelector("select");
-      select.value = "best"; select.dispatchEvent(new Event("change"));
+      select.value = "highest"; select.dispatchEvent(new Event("change"));
       const order = [...document.querySelectorAll(".case")].map((one) => one.dataset.score);
       document.title = JSON.stringify([hidden.map((one) => one.dataset.layer), order]);
     """

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from samdistill._version import __version__
-from samdistill.cli import data, demo, evaluate, export, infer, phantoms, train, verify
+from samdistill.cli import data, demo, evaluate, export, infer, phantoms, report, train, verify
 from samdistill.errors import DeviceUnavailable, SamdistillError
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ app.command("train")(train.train)
 app.command("export")(export.export)
 app.command("infer")(infer.infer)
 app.command("evaluate")(evaluate.evaluate)
+app.command("report")(report.report)
 app.command("verify")(verify.verify)
 app.command("demo")(demo.demo)
 

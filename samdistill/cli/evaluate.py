@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -37,11 +37,14 @@ def evaluate(
     from itertools import count
 
     from samdistill.cli.case_progress import CaseProgress
+    from samdistill.errors import UsageError
     from samdistill.evaluation import evaluate as score
     from samdistill.io.dataset import open_dataset
     from samdistill.predictor import Predictor, parse_mode
 
     chosen = parse_mode(mode)
+    if run is not None and report is None:
+        raise UsageError("--run adds to a report; say where it goes with --report FILE.")
     predictor = Predictor.load(bundle, device, runtime)
     dataset = open_dataset(data, class_names=predictor.class_names)
     cases = _choose(dataset, predictor, include_trained)
@@ -61,7 +64,7 @@ def evaluate(
         "device": {"provider": predictor.provider, "runtime": predictor.runtime},
     }
     if report is not None:
-        _write_report(report, result, predictor, cases, told, run)
+        _write_report(report, result, predictor, cases, run)
     if as_json:
         print(json.dumps({**result.to_dict(), **told}, allow_nan=False))
     else:
@@ -130,35 +133,19 @@ def _show(result: Evaluation) -> None:
 
 
 def _write_report(
-    path: Path,
-    result: Evaluation,
-    predictor: Predictor,
-    cases: tuple[Case, ...],
-    told: dict[str, Any],
-    run: Path | None,
+    path: Path, result: Evaluation, predictor: Predictor, cases: tuple[Case, ...], run: Path | None
 ) -> None:
     from samdistill.report.document import write_report
-    from samdistill.report.pages import bundle_section, evaluation_sections, learning_curves
+    from samdistill.report.pages import bundle_section, evaluation_sections, run_sections
 
     manifest = predictor.manifest
     colours = [(one.colour[0], one.colour[1], one.colour[2]) for one in manifest.classes]
     sections = evaluation_sections(result, predictor, cases, intensity=manifest.intensity, colours=colours)
     if run is not None:
-        sections.append(learning_curves(_read_log(run)))
+        sections += run_sections(run)
     write_report(
         path,
         f"Evaluation of {manifest.name}",
         [*sections, bundle_section(manifest, predictor.bundle_sha256)],
-        subtitle=f"{len(cases)} images, mode {result.mode}, {told['device']['provider']}",
+        subtitle=f"{len(cases)} images, mode {result.mode}, {predictor.provider}",
     )
-
-
-def _read_log(run: Path) -> list[dict[str, Any]]:
-    import json
-
-    from samdistill.errors import InputRejected
-
-    try:
-        return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputRejected(f"{run} must be a run folder with log.jsonl, not so: {error}.") from error

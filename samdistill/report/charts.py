@@ -112,7 +112,7 @@ def histogram(
         parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP - 8}" y2="{plot.y(0)}"/>')
         parts.append(
             f'<text x="{at + (-5 if anchor == "end" else 5):.1f}" y="{TOP - 10}" text-anchor="{anchor}">'
-            f"mean {mean:.3f}</text>"
+            f"mean {mean:.3g}</text>"
         )
     return _figure(title, "".join(parts))
 

@@ -20,6 +20,7 @@ from samdistill._version import __version__
 from samdistill.io.files import write_bytes
 
 HERE = Path(__file__).parent
+LONG = 38  # characters of a fact that takes a line to itself: a hash, a list
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def paragraph(text: str) -> str:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "") -> str:
-    """A table of plain text; the first column names its row, the others are aligned as numbers."""
+    """A table of plain text and a note below it; the first column names its row, the others hold numbers."""
     for row in rows:
         if len(row) != len(headers):
             raise ValueError(f"rows must have {len(headers)} cells, one a header, not {len(row)}.")
@@ -104,16 +105,17 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str
         + "</tr>"
         for row in rows
     )
-    told = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return (
-        f'<div class="scroll"><table>{told}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    told = paragraph(caption) if caption else ""
+    cells = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="scroll"><table>{cells}</table></div>{told}'
 
 
 def facts(values: Mapping[str, object]) -> str:
     """Names and values, nested mappings flattened with dots: what a run or a bundle says of itself."""
     rows = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in _flatten(values)
+        f'<div class="{"wide" if len(name + value) > LONG else "short"}"><dt>{escape(name)}</dt>'
+        f"<dd>{escape(value)}</dd></div>"
+        for name, value in _flatten(values)
     )
     return f'<dl class="facts">{rows}</dl>'
 
@@ -127,8 +129,14 @@ def _flatten(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, 
         elif isinstance(value, list | tuple):
             flat.append((name, ", ".join(str(one) for one in value) or "–"))
         else:
-            flat.append((name, "–" if value is None else str(value)))
+            flat.append((name, _plain(value)))
     return flat
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _anchors(titles: Sequence[str]) -> list[str]:

@@ -22,8 +22,8 @@ LONGEST_PX = 800  # of a picture in a report: sharp when enlarged, some 80 kB a 
 JPEG_QUALITY = 85
 PREDICTION, TRUTH = "prediction", "truth"
 ORDERS = (
-    '<label>Order <select autocomplete="off"><option value="worst">worst first</option>'
-    '<option value="best">best first</option><option value="name">by name</option></select></label>'
+    '<label>Order <select autocomplete="off"><option value="lowest">lowest first</option>'
+    '<option value="highest">highest first</option><option value="name">by name</option></select></label>'
 )
 
 
@@ -107,7 +107,7 @@ def gallery(
     note: str = "",
     score_name: str = "Dice",
 ) -> Section:
-    """Make a section of cases, worst first, with a legend, switches for the layers and an order to choose.
+    """Make a section of cases, lowest score first, with a legend, switches for layers and orders to choose.
 
     Parameters
     ----------
@@ -139,11 +139,11 @@ def _figure(case: Case, score_name: str) -> str:
         f"{layer}</svg>"
         for name, layer in case.picture.layers.items()
     )
-    notes = list(case.notes)
+    notes = [note.replace(" ", "\N{NO-BREAK SPACE}") for note in case.notes]
     bar, score = "", ""
     if case.score is not None:
         score = f"{case.score:.6f}"
-        notes.insert(0, f"{score_name} {number(case.score)}")
+        notes.insert(0, f"{score_name}\N{NO-BREAK SPACE}{number(case.score)}")
         bar = f'<div class="score" style="--score:{min(max(case.score, 0.0), 1.0):.3f}"></div>'
     return (
         f'<figure class="case" data-score="{score}"><button type="button" '
@@ -156,7 +156,7 @@ def _figure(case: Case, score_name: str) -> str:
 def _legend(class_names: Sequence[str], colours: Sequence[Colour], layers: Sequence[str]) -> str:
     entries = []
     for index, name in enumerate(class_names):
-        if any(layer != TRUTH for layer in layers):
+        if not layers or any(layer != TRUTH for layer in layers):  # none: drawn into the pixels
             entries.append((name, class_colour(index, colours), ""))
         if TRUTH in layers:
             entries.append((f"{name}, {TRUTH}", truth_colour(index, colours), " dashed"))

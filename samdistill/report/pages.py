@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from samdistill.errors import InputRejected
 from samdistill.evaluation import CaseScores, Evaluation, Predicts, predictions
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import Case
@@ -54,15 +57,16 @@ def summary(evaluations: Sequence[Evaluation]) -> Section:
     caption = (
         f"Means with 95 % bootstrap intervals over {unit}. Dice and IoU are 1 where both masks are empty, "
         "0 where one is; HD95 and ASD exist where neither is, so a missed class and a false alarm do not "
-        "enter them. Images: with the class in the truth."
+        "enter them. Dice, present: over the images with the class in the truth, counted under images."
     )
     return Section("Summary", table(headers, rows, caption=caption))
 
 
 def summary_rows(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of `summary`, as plain text for a terminal too."""
-    headers = ["class", "Dice", "Dice where present", "IoU", "HD95, px", "ASD, px", "images", "missed",
-               "false alarms"]  # fmt: skip
+    """The header and the rows of `summary` as plain text; an interval stands in its cell's second line."""
+    headers = [
+        "class", "Dice", "Dice, present", "IoU", "HD95, px", "ASD, px", "images", "missed", "false alarms"
+    ]  # fmt: skip
     rows = []
     for evaluation in evaluations:
         mode = f" · {evaluation.mode}" if len(evaluations) > 1 else ""
@@ -147,6 +151,27 @@ def learning_curves(records: Sequence[Mapping[str, Any]]) -> Section:
     return Section("Learning curves", f'<div class="charts">{loss}{dice}{rate}</div>')
 
 
+def run_sections(run: Path) -> list[Section]:
+    """The learning curves and the settings of a training, out of its run folder; no path of it is shown.
+
+    Raises
+    ------
+    InputRejected
+        When the folder has no readable run.json and log.jsonl.
+    """
+    try:
+        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        settings = {
+            "data fingerprint": record["data"]["fingerprint"],
+            "images": {part: len(ids) for part, ids in record["split"].items()},
+            **{key: record[key] for key in ("encoder_weights", "result", "config", "devices", "versions")},
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputRejected(f"{run} must be a run folder with run.json and log.jsonl: {error}.") from error
+    return [learning_curves(log), facts_section("Training", settings)]
+
+
 def facts_section(title: str, values: Mapping[str, object], *, note: str = "") -> Section:
     """A section of names and values: a run's configuration, a bundle's hashes and parity."""
     return Section(title, (paragraph(note) if note else "") + facts(values))
@@ -177,17 +202,15 @@ def _estimates(metrics: Mapping[str, Estimate]) -> list[str]:
     cells = []
     for metric, digits in (("dice", 3), ("dice_present", 3), ("iou", 3), ("hd95_px", 1), ("asd_px", 2)):
         one = metrics[metric]
-        cells.append(
-            f"{number(one.mean, digits)} [{number(one.low, digits)}, {number(one.high, digits)}]"
-            if one.count
-            else "–"
-        )
+        known = one.low == one.low  # NaN: too few groups for an interval
+        interval = f"\n({number(one.low, digits)}–{number(one.high, digits)})" if known else ""
+        cells.append(number(one.mean, digits) + interval)
     return cells
 
 
 def _notes(scores: CaseScores, evaluation: Evaluation) -> list[str]:
     means = scores.means()
-    notes = [f"HD95 {number(means['hd95_px'], 1)} px"]
+    notes = [f"HD95 {number(means['hd95_px'], 1)} px"] if means["hd95_px"] == means["hd95_px"] else []
     for channel, name in enumerate(evaluation.class_names):
         if scores.present[channel] and not scores.predicted[channel]:
             notes.append(f"{name} missed")

@@ -49,8 +49,8 @@
       // A case without a score comes last either way.
       const score = (figure, none) => figure.dataset.score === "" ? none : Number(figure.dataset.score);
       const by = {
-        worst: (a, b) => score(a, 1e9) - score(b, 1e9),
-        best: (a, b) => score(b, -1e9) - score(a, -1e9),
+        lowest: (a, b) => score(a, 1e9) - score(b, 1e9),
+        highest: (a, b) => score(b, -1e9) - score(a, -1e9),
         name: (a, b) => a.querySelector("b").textContent.localeCompare(b.querySelector("b").textContent),
       }[order.value];
       cases.append(...[...cases.children].sort(by));

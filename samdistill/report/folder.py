@@ -1,0 +1,154 @@
+"""The report of a folder that `samdistill infer` wrote: what was found in each picture, and what failed.
+
+Works from results.jsonl, the masks and, where they are given, the pictures; opens no bundle.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samdistill.arrays import Image, Masks
+from samdistill.errors import InputRejected
+from samdistill.inference import RESULTS
+from samdistill.intensity import IntensityRule
+from samdistill.io.images import Pixels, read_image, read_mask
+from samdistill.report.charts import histogram
+from samdistill.report.document import Section, facts, number, table
+from samdistill.report.gallery import PREDICTION, Case, Picture, draw_picture, gallery
+
+SHOWN = 60  # cases, so that a report of thousands stays a few megabytes
+SCORE = "peak probability"
+DEEP_PIXELS = IntensityRule("percentiles", 1.0, 99.0)  # how pixels deeper than 8 bits are shown
+Record = Mapping[str, Any]
+
+
+def folder_sections(out: Path, images: Path | None = None, *, shown: int = SHOWN) -> list[Section]:
+    """Read what `samdistill infer` wrote and make sections of it.
+
+    Parameters
+    ----------
+    out
+        The folder with results.jsonl.
+    images
+        The folder the pictures were taken from; None shows the overlays, where `infer --overlay` drew them.
+    shown
+        At most so many cases get a picture: those with the lowest peak probability.
+
+    Raises
+    ------
+    InputRejected
+        When results.jsonl, a mask or a picture is missing or not what it should be.
+    """
+    records = _read_records(out)
+    done = [record for record in records if record["status"] == "ok"]
+    failed = [record for record in records if record["status"] != "ok"]
+    sections = [Section("Summary", _summary(records, done))]
+    if failed:
+        rows = [[str(record["input"]), str(record.get("error", ""))] for record in failed]
+        sections.append(Section("Failed", table(["picture", "reason"], rows)))
+    if done:
+        ranked = sorted(done, key=lambda record: (_peak(record), record["input"]))[:shown]
+        names = list(ranked[0]["classes"])
+        note = (
+            f"All {len(done)} pictures."
+            if len(ranked) == len(done)
+            else f"The {len(ranked)} of {len(done)} pictures with the lowest peak probability."
+        )
+        cases = [_case(record, out, images) for record in ranked]
+        sections.append(gallery("Cases", cases, class_names=names, note=note, score_name=SCORE))
+    return sections
+
+
+def _read_records(out: Path) -> list[Record]:
+    path = out / RESULTS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputRejected(
+            f"{out} must be a folder written by `samdistill infer`, and has no readable {RESULTS}."
+        ) from error
+    records = []
+    for line_number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            wanted = ("input", "masks", "classes", "latency_ms") if record["status"] == "ok" else ("input",)
+            missing = [key for key in wanted if not record.get(key)]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputRejected(f"{path} is damaged in line {line_number}.") from error
+        if missing:
+            raise InputRejected(f"{path} lacks {missing[0]} in line {line_number}.")
+        records.append(record)
+    if not records:
+        raise InputRejected(f"{path} must hold at least one record, and is empty.")
+    return records
+
+
+def _summary(records: Sequence[Record], done: Sequence[Record]) -> str:
+    values: dict[str, object] = {
+        "pictures": len(records),
+        "segmented": len(done),
+        "failed": len(records) - len(done),
+        "mode": records[0].get("mode"),
+        "bundle sha256": records[0].get("bundle_sha256"),
+    }
+    if not done:
+        return facts(values)
+    values["latency_ms, median"] = number(statistics.median(record["latency_ms"] for record in done), 1)
+    for name in done[0]["classes"]:
+        found = sum(record["classes"][name]["area_px"] > 0 for record in done)
+        values[f"pictures with {name}"] = found
+    chart = histogram("Peak probability of the pictures", [_peak(one) for one in done], x_label=SCORE)
+    return f'{facts(values)}<div class="charts">{chart}</div>'
+
+
+def _peak(record: Record) -> float:
+    """The highest probability of any pixel of any class: low where the student found next to nothing."""
+    return max(float(one["max_probability"]) for one in record["classes"].values())
+
+
+def _case(record: Record, out: Path, images: Path | None) -> Case:
+    notes = [f"{name} {one['area_px']} px" for name, one in record["classes"].items()]
+    return Case(str(record["input"]), _picture(record, out, images), _peak(record), notes)
+
+
+def _picture(record: Record, out: Path, images: Path | None) -> Picture:
+    if images is not None:
+        pixels = _shown(read_image(_inside(images, record["input"])))
+        masks = _masks(record, out)
+        if masks.shape[1:] != pixels.shape[:2]:
+            raise InputRejected(
+                f"{images / record['input']} must have the size of its mask, {masks.shape[2]} x "
+                f"{masks.shape[1]}, not {pixels.shape[1]} x {pixels.shape[0]}. "
+                "Give the folder that was segmented."
+            )
+        return draw_picture(pixels, {PREDICTION: masks})
+    if record.get("overlay") is None:
+        raise InputRejected(
+            f"{out} has no overlays to show. Give the pictures with --images, or run infer with --overlay."
+        )
+    return draw_picture(_shown(read_image(_inside(out, record["overlay"]))), {})
+
+
+def _masks(record: Record, out: Path) -> Masks:
+    files = {name: read_mask(_inside(out, path)) for name, path in record["masks"].items()}
+    if list(files) == ["labels"] and list(record["classes"]) != ["labels"]:
+        return np.stack([files["labels"] == class_id for class_id in range(1, len(record["classes"]) + 1)])
+    return np.stack([files[name] != 0 for name in record["classes"]])
+
+
+def _inside(root: Path, relative: str) -> Path:
+    """A file that a record names must lie in its folder: results.jsonl may come from anywhere."""
+    path = root / relative
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise InputRejected(f"{RESULTS} must name files inside {root}, not {relative}.")
+    return path
+
+
+def _shown(pixels: Pixels) -> Image:
+    return (IntensityRule() if pixels.dtype == np.uint8 else DEEP_PIXELS).apply(pixels)
