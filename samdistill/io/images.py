@@ -189,10 +189,12 @@ def _opened(path: Path, max_pixels: int, *, decode: bool = True) -> Iterator[Pil
         raise InputRejected(f"{path} does not exist.") from error
     except UnidentifiedImageError as error:
         raise InputRejected(
-            f"{path} must be a PNG, JPEG, TIFF or BMP file, and is none or damaged."
+            f"{path} must be a PNG, JPEG, TIFF or BMP file, and is none or damaged. Convert it."
         ) from error
     except (PillowImage.DecompressionBombError, PillowImage.DecompressionBombWarning) as error:
-        raise InputRejected(f"{path} must have at most {max_pixels} pixels: {error}") from error
+        raise InputRejected(
+            f"{path} must have at most {max_pixels} pixels, and has many more. Make it smaller."
+        ) from error
     except DAMAGE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputRejected(f"{path} cannot be read: {reason}. Copy or export it again.") from error

@@ -27,7 +27,7 @@ MUCOSA = (
     (0.55, 0.50, 0.66),
 )
 # Multipliers of the mucosa's own colour: inflamed, dusky, pale, yellowish, nearly the same.
-TINTS = ((1.02, 0.66, 0.66), (0.80, 0.62, 0.70), (1.10, 1.25, 1.28), (1.06, 1.10, 0.82), (1.00, 0.93, 0.93))
+TINTS = ((1.02, 0.66, 0.66), (0.80, 0.62, 0.70), (1.10, 1.25, 1.28), (1.06, 1.10, 0.82), (0.98, 0.85, 0.90))
 
 
 def render(canvas: Canvas) -> tuple[Image, Masks]:
@@ -43,13 +43,14 @@ def render(canvas: Canvas) -> tuple[Image, Masks]:
     lumen_x, lumen_y = canvas.uniform(-0.2, 1.2) * canvas.width, canvas.uniform(-0.2, 1.2) * canvas.height
     to_lumen = canvas.distance(lumen_x, lumen_y) + canvas.fractal(2.5, 2) * np.float32(0.10)
     relief = _folds(canvas, to_lumen)
-    mucosa = np.asarray(MUCOSA[canvas.count(0, len(MUCOSA) - 1)]) * canvas.uniform(0.9, 1.08)
+    shades = MUCOSA if canvas.chance(0.3) else MUCOSA[:5]
+    mucosa = np.asarray(shades[canvas.count(0, len(shades) - 1)]) * canvas.uniform(0.9, 1.08)
     mucosa = mucosa * np.array([1.0, canvas.uniform(0.86, 1.14), canvas.uniform(0.82, 1.18)])
     blotches = smoothstep(canvas.fractal(3.0, 3), -0.6, 0.8)[..., None]
     colour = mix(mucosa, mucosa * np.array([0.94, 0.76, 0.74]), blotches)
     colour *= np.float32(1.0) - _vessels(canvas)[..., None] * np.array([0.22, 0.5, 0.42], np.float32)
 
-    for _ in range(canvas.count(0, 3)):
+    for _ in range(canvas.count(0, 2)):
         relief = relief + _bulge(canvas)
     for _ in range(canvas.count(-2, 2)):
         _diverticulum(canvas, colour)
@@ -84,7 +85,7 @@ def _bulge(canvas: Canvas) -> Field:
     """A healthy bump in the mucosa's own colour: a bend of the wall, or as steep as a lesion."""
     x, y = canvas.place(0.0)
     blob = canvas.blob(x, y, canvas.uniform(0.05, 0.2), aspect=canvas.uniform(1.0, 2.4), wobble=0.35)
-    if canvas.chance(0.5):
+    if canvas.chance(0.35):
         return _dome(blob.level) * np.float32(blob.radius * canvas.uniform(0.15, 0.55))
     return smoothstep(blob.level, 1.5, 0.0) * np.float32(blob.radius * canvas.uniform(0.25, 0.7))
 
@@ -120,7 +121,7 @@ def _lesions(canvas: Canvas) -> list[Blob]:
     blobs: list[Blob] = []
     wanted = (1, 1, 1, 1, 2, 2, 3)[canvas.count(0, 6)]
     for _ in range(wanted * 3):
-        radius = canvas.uniform(0.05, 0.24 if not blobs else 0.12)
+        radius = canvas.uniform(0.06, 0.24 if not blobs else 0.13)
         x, y = canvas.place(min(radius * 0.9, 0.14))
         if any(math.hypot(b.x - x, b.y - y) < (b.radius + radius) * 1.7 for b in blobs):
             continue
@@ -135,15 +136,15 @@ def _lesions(canvas: Canvas) -> list[Blob]:
 def _paint_lesion(canvas: Canvas, blob: Blob, colour: Field, mucosa: Field) -> Field:
     """Tint `colour` in place where the lesion lies; return the height it adds."""
     tint = np.asarray(TINTS[canvas.count(0, len(TINTS) - 1)], np.float32)
-    strength = canvas.uniform(0.3, 0.85)
-    pits = canvas.fractal(canvas.uniform(10.0, 26.0), 2) * np.float32(canvas.uniform(0.12, 0.35))
+    strength = canvas.uniform(0.4, 0.95)
+    pits = canvas.fractal(canvas.uniform(10.0, 26.0), 2) * np.float32(canvas.uniform(0.15, 0.4))
     inside = smoothstep(blob.level, 1.06, 0.94)[..., None]
     own = mucosa.astype(np.float32) * tint * (np.float32(1.0) + pits[..., None])
     colour += (own - colour) * inside * np.float32(strength)
     colour *= np.float32(1.0) - bell(blob.level - np.float32(1.06), 0.12)[..., None] * np.float32(
         canvas.uniform(0.0, 0.25)
     )
-    raised = canvas.uniform(0.02, 0.55) * blob.radius
+    raised = canvas.uniform(0.05, 0.55) * blob.radius
     return _dome(blob.level) * np.float32(raised) + pits * inside[..., 0] * np.float32(0.012)
 
 
