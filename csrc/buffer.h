@@ -1,9 +1,10 @@
-// A growable array of plain values whose new elements are not initialised: std::vector would write each
-// of them once before the kernels do.
+// A growable array of plain values, on cache lines, whose new elements are not initialised: std::vector would
+// write each of them once before the kernels do.
 #pragma once
 
 #include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <type_traits>
 #include <utility>
@@ -40,9 +41,12 @@ class Buffer {
   void reserve(std::size_t wanted) {
     if (wanted <= capacity_) return;
     const std::size_t capacity = wanted < 2 * capacity_ ? 2 * capacity_ : wanted;
-    if (capacity > static_cast<std::size_t>(-1) / sizeof(T)) throw std::bad_alloc();
-    void* grown = std::realloc(data_, capacity * sizeof(T));
+    if (capacity > static_cast<std::size_t>(-1) / 2 / sizeof(T)) throw std::bad_alloc();
+    const std::size_t bytes = (capacity * sizeof(T) + kLine - 1) / kLine * kLine;
+    void* const grown = std::aligned_alloc(kLine, bytes);
     if (grown == nullptr) throw std::bad_alloc();
+    if (size_ != 0) std::memcpy(grown, data_, size_ * sizeof(T));
+    std::free(data_);
     data_ = static_cast<T*>(grown);
     capacity_ = capacity;
   }
@@ -61,6 +65,8 @@ class Buffer {
   }
 
  private:
+  static constexpr std::size_t kLine = 64;
+
   T* data_ = nullptr;
   std::size_t size_ = 0;
   std::size_t capacity_ = 0;

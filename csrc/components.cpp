@@ -25,33 +25,16 @@ class EdgePlaces {
 };
 
 // Gives the runs of each tree one label, in the order of the trees' first runs, and sums up their pixels.
-// `labels` comes in as parents; a parent precedes its child, so one pass will do.
-void number_and_measure(Components& found, const double* sums) {
-  const std::size_t rows = found.height;
-  const std::int32_t width = static_cast<std::int32_t>(found.width);
-  std::int32_t* const labels = found.labels.data();
-  std::int32_t base = 0;
-  for (std::size_t y = 0; y < rows; ++y, base += width) {
-    const std::int32_t row = static_cast<std::int32_t>(y);
-    for (std::int32_t i = found.row_first[y]; i < found.row_first[y + 1]; ++i) {
-      const std::int32_t x0 = found.edges[2 * static_cast<std::size_t>(i)] - base;
-      const std::int32_t x1 = found.edges[2 * static_cast<std::size_t>(i) + 1] - base;
-      if (labels[i] == i) {
-        found.regions.push_back({0, 0, 0, x0, row, x1, row, 0.0});
-        labels[i] = static_cast<std::int32_t>(found.regions.size());
-      } else {
-        labels[i] = labels[labels[i]];
-      }
-      Region& region = found.regions[static_cast<std::size_t>(labels[i]) - 1];
-      const std::int64_t pixels = x1 - x0;
-      region.area_px += pixels;
-      region.sum_2x += pixels * (std::int64_t{x0} + x1 - 1);
-      region.sum_y += pixels * row;
-      region.x0 = std::min(region.x0, x0);
-      region.x1 = std::max(region.x1, x1);
-      region.y1 = row + 1;
-      if (sums != nullptr) region.sum_probability += sums[i];
-    }
+void number_and_measure(Components& found, const double* sums, const RowKernels& kernels) {
+  for (std::size_t y = 0; y < found.height; ++y) {
+    const std::size_t first = static_cast<std::size_t>(found.row_first[y]);
+    const std::size_t runs = static_cast<std::size_t>(found.row_first[y + 1]) - first;
+    const std::size_t regions = found.regions.size();
+    found.regions.reserve(regions + runs);
+    found.regions.resize(kernels.measure(
+        found.edges.data() + 2 * first, sums == nullptr ? nullptr : sums + first, runs,
+        static_cast<std::int32_t>(y * found.width), static_cast<std::int32_t>(y),
+        static_cast<std::int32_t>(first), found.labels.data(), found.regions.data(), regions));
   }
 }
 
@@ -69,33 +52,33 @@ Components label_rows(std::size_t height, std::size_t width, bool diagonal, cons
   Buffer<std::uint64_t> bits(words);
   Buffer<double> sums;
   EdgePlaces places(words);
-  std::size_t runs = 0, runs_above = 0;
+  std::size_t runs_above = 0;
   for (std::size_t y = 0; y < height; ++y) {
     make_bits(y, bits.data());
+    const std::size_t runs = found.labels.size();
     found.edges.reserve(2 * runs + width + 1 + kEdgeSlack);
     std::int32_t* const edges = found.edges.data() + 2 * runs;
     const std::int32_t base = static_cast<std::int32_t>(y * width);
     const std::size_t here = kernels.edges(bits.data(), words, base, places.here, edges) / 2;
-    found.labels.reserve(runs + here);
-    kernels.join(edges, here, base, diagonal, places.above, static_cast<std::int32_t>(runs - runs_above),
-                 static_cast<std::int32_t>(runs), found.labels.data());
+    found.edges.resize(2 * (runs + here));
+    found.labels.resize(runs + here);
+    kernels.join(edges, here, base, width, diagonal, places.above,
+                 static_cast<std::int32_t>(runs - runs_above), static_cast<std::int32_t>(runs),
+                 found.labels.data());
     if (map != nullptr) {
-      sums.reserve(runs + here);
-      kernels.sums(map, edges, here, sums.data() + runs);
+      sums.resize(runs + here);
+      kernels.sums(map, height * width, edges, here, sums.data() + runs);
     }
-    runs += here;
     runs_above = here;
-    found.row_first[y + 1] = static_cast<std::int32_t>(runs);
+    found.row_first[y + 1] = static_cast<std::int32_t>(runs + here);
     places.next_row();
   }
-  found.edges.resize(2 * runs);
-  found.labels.resize(runs);
-  number_and_measure(found, map == nullptr ? nullptr : sums.data());
+  number_and_measure(found, map == nullptr ? nullptr : sums.data(), kernels);
   return found;
 }
 
-void bits_of_row(const float* map, std::size_t y, std::size_t width, float threshold, const RowKernels& kernels,
-                 std::uint64_t* bits) {
+void bits_of_row(const float* map, std::size_t y, std::size_t width, float threshold,
+                 const RowKernels& kernels, std::uint64_t* bits) {
   const float* const row = map + y * width;
   if (kernels.bits_of_floats(row, width, threshold, bits)) return;
   const float* const nan = std::find_if(row, row + width, [](float p) { return p != p; });
@@ -105,7 +88,8 @@ void bits_of_row(const float* map, std::size_t y, std::size_t width, float thres
 // Sets bits begin .. end - 1 of a row.
 void set_bits(std::uint64_t* row, std::size_t begin, std::size_t end) {
   const std::size_t first = begin / 64, last = (end - 1) / 64;
-  const std::uint64_t from = ~std::uint64_t{0} << (begin % 64), to = ~std::uint64_t{0} >> (63 - (end - 1) % 64);
+  const std::uint64_t from = ~std::uint64_t{0} << (begin % 64),
+                      to = ~std::uint64_t{0} >> (63 - (end - 1) % 64);
   if (first == last) {
     row[first] |= from & to;
     return;
@@ -133,7 +117,8 @@ std::int32_t chosen_label(const Components& found, const Cleaning& how) {
 }
 
 // The bits of the components that stay.
-void kept_bits(const float* map, float threshold, const Cleaning& how, BitImage& image, const RowKernels& kernels) {
+void kept_bits(const float* map, float threshold, const Cleaning& how, BitImage& image,
+               const RowKernels& kernels) {
   if (how.keep == Keep::all && how.min_area_px <= 1) {
     for (std::size_t y = 0; y < image.height; ++y) {
       bits_of_row(map, y, image.width, threshold, kernels, image.row(y));
@@ -169,15 +154,16 @@ Components label_mask(const std::uint8_t* mask, std::size_t height, std::size_t 
 }
 
 Components label_bits(const BitImage& mask, bool diagonal, const RowKernels& kernels) {
-  return label_rows(mask.height, mask.width, diagonal, nullptr, kernels, [&](std::size_t y, std::uint64_t* bits) {
-    std::copy(mask.row(y), mask.row(y) + mask.words, bits);
-  });
+  return label_rows(
+      mask.height, mask.width, diagonal, nullptr, kernels,
+      [&](std::size_t y, std::uint64_t* bits) { std::copy(mask.row(y), mask.row(y) + mask.words, bits); });
 }
 
 Components label_map(const float* map, std::size_t height, std::size_t width, float threshold, bool diagonal,
                      bool with_probability, const RowKernels& kernels) {
-  return label_rows(height, width, diagonal, with_probability ? map : nullptr, kernels,
-                    [&](std::size_t y, std::uint64_t* bits) { bits_of_row(map, y, width, threshold, kernels, bits); });
+  return label_rows(
+      height, width, diagonal, with_probability ? map : nullptr, kernels,
+      [&](std::size_t y, std::uint64_t* bits) { bits_of_row(map, y, width, threshold, kernels, bits); });
 }
 
 void paint(const std::int32_t* edges, const std::int32_t* labels, std::size_t runs, std::size_t pixels,
@@ -185,13 +171,14 @@ void paint(const std::int32_t* edges, const std::int32_t* labels, std::size_t ru
   kernels.paint(edges, labels, runs, pixels, image);
 }
 
-void clean_bits(const float* map, float threshold, const Cleaning& how, BitImage& image, const RowKernels& kernels) {
+void clean_bits(const float* map, float threshold, const Cleaning& how, BitImage& image,
+                const RowKernels& kernels) {
   kept_bits(map, threshold, how, image, kernels);
   if (how.morphology != nullptr) how.morphology->apply(image, kernels);
 }
 
-void clean(const float* maps, std::size_t classes, std::size_t height, std::size_t width, const float* thresholds,
-           const Cleaning& how, std::uint8_t* masks, const RowKernels& kernels) {
+void clean(const float* maps, std::size_t classes, std::size_t height, std::size_t width,
+           const float* thresholds, const Cleaning& how, std::uint8_t* masks, const RowKernels& kernels) {
   const std::size_t pixels = height * width;
   if (pixels == 0) return;
   BitImage image(height, width);

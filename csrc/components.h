@@ -20,16 +20,6 @@ struct NotANumber : std::runtime_error {
   std::size_t index;
 };
 
-struct Region {
-  std::int64_t area_px;
-  std::int64_t sum_2x;  // twice the sum of x: whole, where a run's mean may end in a half
-  std::int64_t sum_y;
-  std::int32_t x0, y0, x1, y1;  // half-open
-  double sum_probability;       // 0 unless it was asked for
-
-  double mean_probability() const { return sum_probability / static_cast<double>(area_px); }
-};
-
 // A labelled mask without its label image. height * width < 2^31.
 struct Components {
   std::size_t height = 0, width = 0;
@@ -70,7 +60,8 @@ void clean_bits(const float* map, float threshold, const Cleaning& how, BitImage
                 const RowKernels& kernels = row_kernels());
 
 // Makes a mask of 0 and 1 out of each of `classes` maps. Throws NotANumber, with the place in all of them.
-void clean(const float* maps, std::size_t classes, std::size_t height, std::size_t width, const float* thresholds,
-           const Cleaning& how, std::uint8_t* masks, const RowKernels& kernels = row_kernels());
+void clean(const float* maps, std::size_t classes, std::size_t height, std::size_t width,
+           const float* thresholds, const Cleaning& how, std::uint8_t* masks,
+           const RowKernels& kernels = row_kernels());
 
 }  // namespace samdistill

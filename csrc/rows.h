@@ -1,8 +1,8 @@
 // What is done to one row of pixels at a time: pixels to bits and back, runs, their sums, painting.
 //
-// A row of bits holds 64 pixels a word, pixel x in bit x % 64 of word x / 64; bits past the width are 0. A run is
-// a maximal stretch of set bits. Edges are the runs' begins and ends, in turn, as positions in the whole image
-// (row * width + x); the end is one past the last pixel.
+// A row of bits holds 64 pixels a word, pixel x in bit x % 64 of word x / 64; bits past the width are 0. A
+// run is a maximal stretch of set bits. Edges are the runs' begins and ends, in turn, as positions in the
+// whole image (row * width + x); the end is one past the last pixel.
 //
 // The table is compiled for several instruction sets and one is picked for the processor at hand; all give
 // the same answers to the last bit.
@@ -13,10 +13,23 @@
 
 namespace samdistill {
 
-// Where the edges of the previous row lie, so that "how many edges are left of x" is a look-up and a popcount.
+// Where the edges of the previous row lie, so that "how many edges are left of x" is a look-up and a
+// popcount.
 struct RowEdges {
   std::uint64_t* toggles;  // bit x set: pixel x differs from pixel x - 1; bits 0 .. width
   std::int32_t* before;    // edges in the words before this one
+};
+
+// What is summed up of a component.
+struct alignas(64) Region {
+  std::int64_t area_px;
+  std::int64_t sum_2x;  // twice the sum of x: whole, where a run's mean may end in a half
+  std::int64_t sum_y;
+  std::int64_t unused;
+  std::int32_t x0, y0, x1, y1;  // half-open
+  double sum_probability;       // 0 unless it was asked for
+
+  double mean_probability() const { return sum_probability / static_cast<double>(area_px); }
 };
 
 struct RowKernels {
@@ -38,11 +51,19 @@ struct RowKernels {
 
   // Joins the runs first .. first + runs of one row with the runs above..first of the row above, whose edges
   // lie at `where`. parents[i] <= i, and a root is its own parent.
-  void (*join)(const std::int32_t* edges, std::size_t runs, std::int32_t base, bool diagonal, RowEdges where,
-               std::int32_t above, std::int32_t first, std::int32_t* parents);
+  void (*join)(const std::int32_t* edges, std::size_t runs, std::int32_t base, std::size_t width,
+               bool diagonal, RowEdges where, std::int32_t above, std::int32_t first, std::int32_t* parents);
 
-  // Sums map over each run, in double.
-  void (*sums)(const float* map, const std::int32_t* edges, std::size_t runs, double* sums);
+  // Turns parents first .. first + runs of one row into labels, 1, 2, ... by the trees' roots, and adds the
+  // runs to their regions; all rows before are done. `found` regions exist, there is room for `runs` more;
+  // returns how many exist now. sums, each run's probability, may be null.
+  std::size_t (*measure)(const std::int32_t* edges, const double* sums, std::size_t runs, std::int32_t base,
+                         std::int32_t row, std::int32_t first, std::int32_t* parents, Region* regions,
+                         std::size_t found);
+
+  // Sums a map of so many pixels over each run, in double.
+  void (*sums)(const float* map, std::size_t pixels, const std::int32_t* edges, std::size_t runs,
+               double* sums);
 
   // Writes values[i] over run i and 0 elsewhere, `total` pixels in all.
   void (*paint)(const std::int32_t* edges, const std::int32_t* values, std::size_t runs, std::size_t total,
@@ -57,7 +78,7 @@ struct RowKernels {
 };
 
 // Elements past the last edge that `edges` may overwrite.
-constexpr std::size_t kEdgeSlack = 4;
+constexpr std::size_t kEdgeSlack = 32;
 
 // The table for this processor.
 const RowKernels& row_kernels() noexcept;

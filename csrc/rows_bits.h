@@ -9,9 +9,18 @@
 #include <cstring>
 
 #include "dispatch.h"
+#include "rows.h"
 
 #ifdef SAMDISTILL_X86_TARGETS
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored \
+    "-Wmaybe-uninitialized"  // GCC 12 takes its own "undefined" vectors for mistakes
 #include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
 #endif
 
 namespace samdistill::rows {
@@ -85,7 +94,7 @@ inline std::uint64_t sse2_floats(const float* p, float threshold, bool* ordered)
 
 #define SAMDISTILL_AVX2 __attribute__((target("avx2,bmi,bmi2,popcnt")))
 #define SAMDISTILL_AVX512 \
-  __attribute__((target("avx2,bmi,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512dq")))
+  __attribute__((target("avx2,bmi,bmi2,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi2")))
 
 SAMDISTILL_AVX2 inline std::uint64_t avx2_bytes(const std::uint8_t* p) {
   const __m256i zero = _mm256_setzero_si256();
@@ -124,6 +133,32 @@ SAMDISTILL_AVX2 inline void avx2_spread(std::uint64_t bits, std::uint8_t* p) {
   }
 }
 
+// Adds a run, given by its two edges, to a region.
+struct Avx2Adder {
+  __m128i base, rows;
+  __m256i factors;
+
+  SAMDISTILL_AVX2 Avx2Adder(std::int32_t at, std::int32_t row)
+      : base(_mm_set1_epi32(at)),
+        rows(_mm_setr_epi32(row, row + 1, 0, 0)),
+        factors(_mm256_setr_epi64x(1, -1, row, 0)) {}
+
+  SAMDISTILL_AVX2 void add(const std::int32_t* edges, Region* region) const {
+    const __m128i x =
+        _mm_sub_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(edges)), base);  // x0, x1
+    const __m128i swapped = _mm_shuffle_epi32(x, _MM_SHUFFLE(2, 3, 0, 1));
+    const __m256i pixels = _mm256_broadcastd_epi32(_mm_sub_epi32(swapped, x));
+    const __m256i sum = _mm256_broadcastd_epi32(_mm_add_epi32(swapped, x));
+    const __m256i weights = _mm256_add_epi32(factors, _mm256_and_si256(sum, _mm256_setr_epi64x(0, -1, 0, 0)));
+    auto* const moments = reinterpret_cast<__m256i*>(&region->area_px);
+    _mm256_store_si256(moments,
+                       _mm256_add_epi64(_mm256_load_si256(moments), _mm256_mul_epu32(pixels, weights)));
+    auto* const box = reinterpret_cast<__m128i*>(&region->x0);
+    const __m128i old = _mm_load_si128(box), run = _mm_unpacklo_epi32(x, rows);  // x0, y0, x1, y1
+    _mm_store_si128(box, _mm_blend_epi32(_mm_min_epi32(old, run), _mm_max_epi32(old, run), 0b1100));
+  }
+};
+
 SAMDISTILL_AVX512 inline std::uint64_t avx512_bytes(const std::uint8_t* p) {
   const __m512i v = _mm512_loadu_si512(p);
   return _mm512_test_epi8_mask(v, v);
@@ -145,6 +180,22 @@ SAMDISTILL_AVX512 inline std::uint64_t avx512_floats(const float* p, float thres
 
 SAMDISTILL_AVX512 inline void avx512_spread(std::uint64_t bits, std::uint8_t* p) {
   _mm512_storeu_si512(p, _mm512_maskz_set1_epi8(bits, 1));
+}
+
+SAMDISTILL_AVX512 inline void avx512_places(std::uint64_t word, std::int32_t at, std::int32_t* places) {
+  alignas(64) static constexpr std::uint8_t kCount[64] = {
+      0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+      22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
+      44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+  const __m512i start = _mm512_set1_epi32(at);
+  const __m512i found = _mm512_maskz_compress_epi8(word, _mm512_load_si512(kCount));
+  const __m128i parts[4] = {_mm512_castsi512_si128(found), _mm512_extracti32x4_epi32(found, 1),
+                            _mm512_extracti32x4_epi32(found, 2), _mm512_extracti32x4_epi32(found, 3)};
+  const int count = static_cast<int>(_mm_popcnt_u64(word));
+  const int wanted = count <= 16 ? 1 : count <= 48 ? 3 : 4;  // two branches that are mostly taken alike
+  for (int i = 0; i < wanted; ++i) {
+    _mm512_storeu_si512(places + 16 * i, _mm512_add_epi32(start, _mm512_cvtepu8_epi32(parts[i])));
+  }
 }
 
 #endif  // SAMDISTILL_X86_TARGETS

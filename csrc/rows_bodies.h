@@ -21,32 +21,37 @@ SAMDISTILL_INLINE inline unsigned lowest_bit(std::uint64_t word) {
 // How many edges lie left of pixel x.
 SAMDISTILL_INLINE inline std::int32_t edges_before(RowEdges where, std::uint32_t x) {
   const std::uint64_t left = (std::uint64_t{1} << (x % 64)) - 1;
-  return where.before[x / 64] + static_cast<std::int32_t>(SAMDISTILL_POPCOUNT64(where.toggles[x / 64] & left));
+  return where.before[x / 64] +
+         static_cast<std::int32_t>(SAMDISTILL_POPCOUNT64(where.toggles[x / 64] & left));
 }
 
-SAMDISTILL_INLINE inline std::size_t edges_body(const std::uint64_t* bits, std::size_t words, std::int32_t base,
-                                                RowEdges where, std::int32_t* edges) {
-  std::int32_t* next = edges;
-  std::uint64_t carry = 0;
-  for (std::size_t w = 0; w < words; ++w) {
-    std::uint64_t toggles = bits[w] ^ (bits[w] << 1 | carry);
-    carry = bits[w] >> 63;
-    where.toggles[w] = toggles;
-    where.before[w] = static_cast<std::int32_t>(next - edges);
-    if (toggles == 0) continue;
-    const std::int32_t at = base + static_cast<std::int32_t>(w * 64);
-    std::int32_t* write = next;
-    next += SAMDISTILL_POPCOUNT64(toggles);
-    do {  // four at a time: a branch less often; what is written past `next` is overwritten or ignored
-      for (int i = 0; i < 4; ++i) {
-        write[i] = at + static_cast<std::int32_t>(lowest_bit(toggles));
-        toggles &= toggles - 1;
-      }
-      write += 4;
-    } while (toggles != 0);
-  }
-  return static_cast<std::size_t>(next - edges);
+// Writes where the bits of a word are, counted from `at`; up to kEdgeSlack elements more. Four at a time: a
+// branch less often.
+SAMDISTILL_INLINE inline void portable_places(std::uint64_t word, std::int32_t at, std::int32_t* places) {
+  do {
+    for (int i = 0; i < 4; ++i) {
+      places[i] = at + static_cast<std::int32_t>(lowest_bit(word));
+      word &= word - 1;
+    }
+    places += 4;
+  } while (word != 0);
 }
+
+// Macros, for the sake of PLACES here and ADDER below, which can only be inlined where their instructions are
+// allowed.
+#define SAMDISTILL_EDGES(PLACES)                                     \
+  std::int32_t* next = edges;                                        \
+  std::uint64_t carry = 0;                                           \
+  for (std::size_t w = 0; w < words; ++w) {                          \
+    const std::uint64_t toggles = bits[w] ^ (bits[w] << 1 | carry);  \
+    carry = bits[w] >> 63;                                           \
+    where.toggles[w] = toggles;                                      \
+    where.before[w] = static_cast<std::int32_t>(next - edges);       \
+    if (toggles == 0) continue;                                      \
+    PLACES(toggles, base + static_cast<std::int32_t>(w * 64), next); \
+    next += SAMDISTILL_POPCOUNT64(toggles);                          \
+  }                                                                  \
+  return static_cast<std::size_t>(next - edges)
 
 // Joins two trees; the smaller root stays (Rem's algorithm with splicing: Patwary, Blair, Manne 2010).
 SAMDISTILL_INLINE inline void join_trees(std::int32_t* parents, std::int32_t a, std::int32_t b) {
@@ -59,12 +64,22 @@ SAMDISTILL_INLINE inline void join_trees(std::int32_t* parents, std::int32_t a, 
   }
 }
 
-SAMDISTILL_INLINE inline void join_body(const std::int32_t* edges, std::size_t runs, std::int32_t base, bool diagonal,
-                                        RowEdges where, std::int32_t above, std::int32_t first,
-                                        std::int32_t* parents) {
+// Keeps the compiler from choosing between two values with a branch.
+SAMDISTILL_INLINE inline std::int32_t without_branch(std::int32_t chosen) {
+  asm("" : "+r"(chosen));
+  return chosen;
+}
+
+SAMDISTILL_INLINE inline void join_body(const std::int32_t* edges, std::size_t runs, std::int32_t base,
+                                        std::size_t width, bool diagonal, RowEdges where, std::int32_t above,
+                                        std::int32_t first, std::int32_t* parents) {
   // A run [begin, end) touches those runs above that end after begin (or at it, if diagonals count) and begin
   // before end (or at it). Runs above that have ended = edges left of the one / 2, begun = edges left of the
   // other / 2, rounded up.
+  //
+  // Whether a run touches a second one above is guesswork in dense rows, whether that is in another tree is
+  // not: there the second one is looked at in any case, and is the run itself where there is none.
+  const bool dense = runs * 8 > width;
   const std::uint32_t begin_shift = diagonal ? 0 : 1, end_shift = diagonal ? 1 : 0;
   for (std::size_t i = 0; i < runs; ++i) {
     const std::uint32_t begin = static_cast<std::uint32_t>(edges[2 * i] - base) + begin_shift;
@@ -74,66 +89,136 @@ SAMDISTILL_INLINE inline void join_body(const std::int32_t* edges, std::size_t r
     const std::int32_t self = first + static_cast<std::int32_t>(i);
     parents[self] = self;
     parents[self] = parents[touched < past ? touched : self];
-    for (std::int32_t k = touched + 1; k < past; ++k) join_trees(parents, self, k);
+    if (!dense) {
+      for (std::int32_t k = touched + 1; k < past; ++k) join_trees(parents, self, k);
+    } else {
+      const std::int32_t second = without_branch(touched + 1 < past ? touched + 1 : self);
+      if (parents[second] != parents[self]) join_trees(parents, self, second);
+      for (std::int32_t k = touched + 2; k < past; ++k) join_trees(parents, self, k);
+    }
   }
 }
 
-typedef float Floats __attribute__((vector_size(32)));
-typedef double Doubles __attribute__((vector_size(64)));
+// Adds a run, given by its two edges, to a region.
+struct Adder {
+  std::int32_t base, row;
 
-SAMDISTILL_INLINE inline void sums_body(const float* map, const std::int32_t* edges, std::size_t runs, double* sums) {
+  Adder(std::int32_t at, std::int32_t y) : base(at), row(y) {}
+
+  SAMDISTILL_INLINE void add(const std::int32_t* edges, Region* region) const {
+    const std::int32_t x0 = edges[0] - base, x1 = edges[1] - base;
+    const std::int64_t pixels = x1 - x0;
+    region->area_px += pixels;
+    region->sum_2x += pixels * (std::int64_t{x0} + x1 - 1);
+    region->sum_y += pixels * row;
+    region->x0 = std::min(region->x0, x0);
+    region->x1 = std::max(region->x1, x1);
+    region->y1 = row + 1;
+  }
+};
+
+#define SAMDISTILL_MEASURE(ADDER)                                                           \
+  const ADDER adder(base, row);                                                             \
+  for (std::size_t i = 0; i < runs; ++i) {                                                  \
+    const std::int32_t self = first + static_cast<std::int32_t>(i), parent = parents[self]; \
+    std::int32_t label = parents[parent]; /* done, as a parent precedes its child */        \
+    if (parent == self) {                                                                   \
+      const std::int32_t x = edges[2 * i] - base;                                           \
+      regions[found] = {0, 0, 0, 0, x, row, x, row, 0.0};                                   \
+      label = static_cast<std::int32_t>(++found);                                           \
+    }                                                                                       \
+    parents[self] = label;                                                                  \
+    Region* const region = regions + (label - 1);                                           \
+    adder.add(edges + 2 * i, region);                                                       \
+    if (sums != nullptr) region->sum_probability += sums[i];                                \
+  }                                                                                         \
+  return found
+
+typedef float Floats __attribute__((vector_size(16)));
+typedef std::int32_t Lanes __attribute__((vector_size(16)));
+typedef double Doubles __attribute__((vector_size(32)));
+
+// sums += the four values at p, of which only the first `count` count.
+SAMDISTILL_INLINE inline void add_values(const float* p, std::int32_t count, Doubles& sums) {
+  constexpr Lanes kLane = {0, 1, 2, 3};
+  Lanes bits;
+  std::memcpy(&bits, p, sizeof bits);
+  bits &= kLane < (Lanes{} + count);
+  Floats values;
+  std::memcpy(&values, &bits, sizeof values);
+  sums += __builtin_convertvector(values, Doubles);
+}
+
+SAMDISTILL_INLINE inline void sums_body(const float* map, std::size_t pixels, const std::int32_t* edges,
+                                        std::size_t runs, double* sums) {
+  // Sixteen values at a time, those past the run masked away: a loop that is left after one turn most times.
+  const std::int32_t readable = static_cast<std::int32_t>(pixels) - 16;
   for (std::size_t i = 0; i < runs; ++i) {
-    const float* p = map + edges[2 * i];
-    const float* const end = map + edges[2 * i + 1];
-    double sum = 0;
-    if (end - p >= 8) {
-      Doubles lanes = {};
-      do {
-        Floats eight;
-        std::memcpy(&eight, p, sizeof eight);
-        lanes += __builtin_convertvector(eight, Doubles);
-        p += 8;
-      } while (end - p >= 8);
-      sum = ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+    std::int32_t at = edges[2 * i];
+    const std::int32_t end = edges[2 * i + 1];
+    Doubles a = {}, b = {}, c = {}, d = {};
+    while (at < end && at <= readable) {
+      const float* const p = map + at;
+      add_values(p, end - at, a);
+      add_values(p + 4, end - at - 4, b);
+      add_values(p + 8, end - at - 8, c);
+      add_values(p + 12, end - at - 12, d);
+      at += 16;
     }
-    for (; p != end; ++p) sum += static_cast<double>(*p);
+    a = (a + b) + (c + d);
+    double sum = (a[0] + a[2]) + (a[1] + a[3]);
+    for (; at < end; ++at) sum += static_cast<double>(map[at]);
     sums[i] = sum;
   }
 }
 
 typedef std::int32_t Pixels __attribute__((vector_size(64)));
+constexpr std::size_t kPixels = 16;
 
-// Fills [from, to) with whole vectors, past `to` too where that stays before `end`.
-SAMDISTILL_INLINE inline void fill(std::int32_t* from, std::int32_t* to, const std::int32_t* end, std::int32_t value) {
-  if (end - to >= 16) {
-    const Pixels sixteen = Pixels{} + value;
+SAMDISTILL_INLINE inline void store(std::int32_t* to, Pixels pixels) {
+  std::memcpy(to, &pixels, sizeof pixels);
+}
+
+SAMDISTILL_INLINE inline void paint_body(const std::int32_t* edges, const std::int32_t* values,
+                                         std::size_t runs, std::size_t total, std::int32_t* image) {
+  // The background is painted a piece ahead of the runs. A run is painted in whole vectors, past its end too,
+  // and background is put back there: few branches, whatever the lengths. Near the image's end there is no
+  // room.
+  constexpr std::size_t kPiece = 16 * kPixels;
+  std::size_t painted = 0, i = 0;
+  for (; i < runs; ++i) {
+    const std::size_t begin = static_cast<std::size_t>(edges[2 * i]);
+    const std::size_t end = static_cast<std::size_t>(edges[2 * i + 1]);
+    if (end + kPixels > total) break;
+    while (painted < begin) {
+      const std::size_t next = std::min(painted + kPiece, total);
+      if (next - painted == kPiece) {
+        for (std::size_t k = 0; k < kPiece; k += kPixels) store(image + painted + k, Pixels{});
+      } else {
+        std::fill(image + painted, image + next, 0);
+      }
+      painted = next;
+    }
+    const Pixels label = Pixels{} + values[i];
+    std::size_t at = begin;
     do {
-      std::memcpy(from, &sixteen, sizeof sixteen);
-      from += 16;
-    } while (from < to);
-  } else {
-    std::fill(from, to, value);
+      store(image + at, label);
+      at += kPixels;
+    } while (at < end);
+    store(image + end, Pixels{});
+    painted = std::max(painted, end + kPixels);
   }
+  if (painted < total) std::memset(image + painted, 0, (total - painted) * sizeof(std::int32_t));
+  for (; i < runs; ++i) std::fill(image + edges[2 * i], image + edges[2 * i + 1], values[i]);
 }
 
-SAMDISTILL_INLINE inline void paint_body(const std::int32_t* edges, const std::int32_t* values, std::size_t runs,
-                                         std::size_t total, std::int32_t* image) {
-  // From first to last: what a fill writes past its end the next one overwrites.
-  const std::int32_t* const end = image + total;
-  std::int32_t* at = image;
-  for (std::size_t i = 0; i < runs; ++i) {
-    fill(at, image + edges[2 * i], end, 0);
-    at = image + edges[2 * i + 1];
-    fill(image + edges[2 * i], at, end, values[i]);
-  }
-  fill(at, image + total, end, 0);
-}
-
-SAMDISTILL_INLINE inline void unite_body(const std::uint64_t* from, std::size_t words, std::uint64_t* __restrict into) {
+SAMDISTILL_INLINE inline void unite_body(const std::uint64_t* from, std::size_t words,
+                                         std::uint64_t* __restrict into) {
   for (std::size_t w = 0; w < words; ++w) into[w] |= from[w];
 }
 
-SAMDISTILL_INLINE inline void widen_body(std::uint64_t* bits, std::size_t words, unsigned left, unsigned right) {
+SAMDISTILL_INLINE inline void widen_body(std::uint64_t* bits, std::size_t words, unsigned left,
+                                         unsigned right) {
   unsigned width = 1;  // of what one bit has become: a step can double it
   while (right > 0) {
     const unsigned step = std::min({right, width, 63u});
