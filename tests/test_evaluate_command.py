@@ -1,0 +1,172 @@
+"""`samdistill evaluate` and `samdistill report` on a bundle whose answers are known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from samdistill.io.files import sha256_file
+
+TINY = Path(__file__).parent / "golden" / "tiny_bundle"  # finds red and bright pixels, 64 px
+SIDE = 64
+RED, BRIGHT, DARK = (220, 40, 40), (230, 230, 230), (20, 20, 20)
+
+
+def samdistill(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "samdistill", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def write_case(root: Path, name: str, *, found: int, labelled: int | None) -> None:
+    """A red bar of `found` columns, and a mask of `labelled` columns as class 1."""
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    pixels = np.full((SIDE, SIDE, 3), DARK, np.uint8)
+    pixels[:, :found] = RED
+    pixels[-1, -1] = (len(list(root.glob("images/*"))), 0, 0)  # no two images alike
+    Image.fromarray(pixels).save(root / "images" / f"{name}.png")
+    if labelled is not None:
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        mask[:, :labelled] = 1
+        Image.fromarray(mask).save(root / "masks" / f"{name}.png")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_case(tmp_path / "data", "right", found=20, labelled=20)
+    write_case(tmp_path / "data", "half", found=10, labelled=20)
+    write_case(tmp_path / "data", "missed", found=0, labelled=20)
+    write_case(tmp_path / "data", "unlabelled", found=5, labelled=None)
+    (tmp_path / "data" / "dataset.toml").write_text('classes = ["red", "bright"]\n')
+    return tmp_path / "data"
+
+
+def trained_on(bundle: Path, images: list[Path], out: Path) -> Path:
+    """A copy of the bundle whose provenance names these images."""
+    shutil.copytree(bundle, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["provenance"]["trained_on"] = [sha256_file(image)[:16] for image in images]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    return out
+
+
+def test_json_is_one_object_on_standard_output_with_the_figures_worked_by_hand(data: Path) -> None:
+    """Red: 1, 2/3, 0. Bright is nowhere and nowhere found: 1. Means of the two: 1, 5/6, 1/2."""
+    done = samdistill("evaluate", TINY, data, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    dice = {case["id"]: case["dice"] for case in told["cases"]}
+    assert dice == pytest.approx({"half": 5 / 6, "missed": 1 / 2, "right": 1.0})
+    assert told["dice"] == pytest.approx((1 + 5 / 6 + 1 / 2) / 3)
+    assert told["dice_present"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert (told["missed"], told["false_alarms"]) == (1, 0)
+    assert told["classes"]["bright"]["hd95_px"]["mean"] is None
+    assert told["classes"]["red"]["hd95_px"]["missing"] == 1
+    assert told["data"]["evaluated"] == 3
+    assert told["bundle"]["sha256"] == sha256_file(TINY / "manifest.json")
+
+
+def test_the_table_names_every_class_and_the_interval(data: Path) -> None:
+    done = samdistill("evaluate", TINY, data)
+    assert done.returncode == 0, done.stderr
+    assert "red" in done.stdout and "bright" in done.stdout and "mean of the classes" in done.stdout
+    assert "0.556 (0.000–1.000)" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_images_that_were_trained_on_are_left_out_and_that_is_said(data: Path, tmp_path: Path) -> None:
+    bundle = trained_on(TINY, [data / "images" / "half.png"], tmp_path / "bundle")
+    done = samdistill("evaluate", bundle, data, "--json")
+    told = json.loads(done.stdout)
+    assert [case["id"] for case in told["cases"]] == ["missed", "right"]
+    assert "Of 3 labelled images 1 are left out" in done.stderr
+    done = samdistill("evaluate", bundle, data, "--json", "--include-trained")
+    told = json.loads(done.stdout)
+    assert len(told["cases"]) == 3 and told["data"]["trained_on_included"] is True
+    assert "flatter" in done.stderr
+
+
+def test_a_bundle_trained_on_all_of_it_is_not_evaluated(data: Path, tmp_path: Path) -> None:
+    bundle = trained_on(TINY, sorted((data / "images").iterdir()), tmp_path / "bundle")
+    done = samdistill("evaluate", bundle, data, "--json")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "all 3 were" in done.stderr and "--include-trained" in done.stderr
+
+
+def test_a_bundle_that_does_not_say_what_it_was_trained_on_is_told_of(data: Path) -> None:
+    assert "does not say which images it was trained on" in samdistill("evaluate", TINY, data).stderr
+
+
+def test_wrong_words_and_broken_data_end_with_their_exit_codes(data: Path, tmp_path: Path) -> None:
+    assert samdistill("evaluate", TINY, data, "--mode", "best").returncode == 2
+    assert samdistill("evaluate", TINY, data, "--run", data).returncode == 2
+    assert samdistill("evaluate", tmp_path / "nothing", data).returncode == 5
+    assert samdistill("evaluate", TINY, tmp_path / "nothing").returncode == 4
+    (data / "images" / "half.png").write_bytes(b"")
+    done = samdistill("evaluate", TINY, data, "--json")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "half.png" in done.stderr and len(done.stderr.splitlines()) <= 2
+
+
+def test_the_report_of_an_evaluation_shows_the_training_too(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    record = {
+        "data": {"path": "/home/dr_who", "fingerprint": "f00d"},
+        "split": {"validation": ["a", "b"]},
+        "config": {"seed": 7}, "encoder_weights": "none", "result": {}, "devices": {}, "versions": {},
+    }  # fmt: skip
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "log.jsonl").write_text('{"step": 5, "train_loss": 1.0, "val_loss": 0.9, "val_dice": 0.5}\n')
+    report = tmp_path / "report.html"
+    done = samdistill("evaluate", TINY, data, "--report", report, "--run", run)
+    assert done.returncode == 0, done.stderr
+    page = report.read_text(encoding="utf-8")
+    assert page.count('class="case"') == 3
+    assert "Learning curves" in page and "f00d" in page and "dr_who" not in page
+    assert sha256_file(TINY / "manifest.json") in page
+    (run / "log.jsonl").write_text("not json\n")
+    assert samdistill("evaluate", TINY, data, "--report", report, "--run", run).returncode == 4
+
+
+@pytest.mark.parametrize("overlay", [True, False])
+def test_a_folder_of_masks_becomes_a_report_with_its_failures(
+    data: Path, tmp_path: Path, overlay: bool
+) -> None:
+    (data / "images" / "broken<b>.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    done = samdistill("infer", TINY, data / "images", "--out", out, *["--overlay"] * overlay)
+    assert done.returncode == 3, done.stderr
+    words = [] if overlay else ["--images", data / "images"]
+    done = samdistill("report", out, *words)
+    assert (done.returncode, done.stdout.strip()) == (0, str(out / "report.html")), done.stderr
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="case"') == 4
+    assert "broken&lt;b&gt;.png" in page and "broken<b>" not in page
+    assert page.count('<svg class="layer"') == (0 if overlay else 4)
+    assert f"red {20 * SIDE} px".replace(" ", "\N{NO-BREAK SPACE}") in page
+
+
+def test_a_report_needs_pictures_and_a_results_file_that_is_whole(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert samdistill("infer", TINY, data / "images", "--out", out).returncode == 0
+    done = samdistill("report", out)
+    assert done.returncode == 4 and "--images" in done.stderr
+    results = out / "results.jsonl"
+    first, *others = results.read_text().splitlines()
+    results.write_text("\n".join([first, others[0][:40]]))
+    done = samdistill("report", out, "--images", data / "images")
+    assert done.returncode == 4 and "line 2" in done.stderr
+    away = json.loads(first)
+    away["input"] = "../../secret.png"
+    results.write_text(json.dumps(away))
+    done = samdistill("report", out, "--images", data / "images")
+    assert done.returncode == 4 and "inside" in done.stderr
+    assert samdistill("report", data).returncode == 4
