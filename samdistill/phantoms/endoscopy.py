@@ -70,7 +70,9 @@ def render(canvas: Canvas) -> tuple[Image, Masks]:
     if canvas.chance(0.3):
         lit = lit + _bubbles(canvas)[..., None]
     lit = lit + canvas.grain()[..., None] * np.float32(canvas.uniform(0.01, 0.05))
-    lit = lit * _vignette(canvas)[..., None]
+    seen = _vignette(canvas)
+    lesion &= seen > 0.25  # what lies outside the field of view is no truth to find
+    lit = lit * seen[..., None]
     blur = canvas.uniform(0.2, 1.0) if canvas.chance(0.8) else canvas.uniform(1.0, 2.2)
     return soften(to_uint8(lit), blur * canvas.unit_px / 256), lesion[None]
 
