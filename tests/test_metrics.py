@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 
 from samdistill.errors import DeviceUnavailable
 from samdistill.metrics import asd, dice, dice_per_class, hd95, iou, iou_per_class, surface_distances
@@ -194,6 +196,26 @@ def test_equal_masks_have_no_distance_in_either_library() -> None:
     mask = disc(12, (40, 40))
     assert by_surface_distance(mask, mask, 1.0) == (0.0, 0.0)
     assert (hd95(mask, mask), asd(mask, mask)) == (0.0, 0.0)
+
+
+@pytest.mark.data
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", ["polyps", "nerves", "nuclei", "fetal_head", "atrium"])
+def test_on_real_masks_hd95_and_asd_are_those_of_monai_and_near_those_of_surface_distance(
+    data_root: Path, name: str
+) -> None:
+    monai, torch = monai_metrics()
+    for path in sorted((data_root / name / "masks").glob("*.png"))[::20][:6]:
+        truth = np.asarray(Image.open(path)) > 0
+        prediction = np.zeros_like(truth)
+        prediction[3:, 4:] = truth[:-3, :-4]
+        batch = [torch.from_numpy(mask)[None, None] for mask in (prediction, truth)]
+        kept = {"include_background": True}
+        theirs = monai.compute_hausdorff_distance(*batch, percentile=95, **kept).item()
+        assert hd95(prediction, truth) == pytest.approx(theirs, rel=1e-5)
+        theirs = monai.compute_average_surface_distance(*batch, symmetric=True, **kept).item()
+        assert asd(prediction, truth) == pytest.approx(theirs, rel=1e-5)
+        assert asd(prediction, truth) == pytest.approx(by_surface_distance(prediction, truth, 1.0)[1], abs=1)
 
 
 # ---- contracts
