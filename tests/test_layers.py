@@ -13,16 +13,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Top to bottom, as in docs/architecture.md; a module may import its own layer and those below.
 LAYERS: list[set[str]] = [
-    {"cli"},
-    {"demo"},
+    {"cli", "__main__"},
     {"export"},
     {"train"},
     {"teacher"},
     {"matching", "kernels", "torchvision_cure"},
     {"report", "evaluation", "inference", "verify"},
-    {"predictor"},
-    {"runtime", "io", "quality"},
-    {"prompts", "proposals", "manifest", "phantoms"},
+    {"predictor", "bundle"},
+    {"runtime", "io", "quality", "phantoms"},
+    {"prompts", "proposals", "manifest"},
     {"components", "geometry", "metrics", "statistics", "intensity", "config"},
     {"arrays", "errors"},
     {"_core", "_version"},
