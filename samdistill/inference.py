@@ -126,13 +126,15 @@ def gather(inputs: Sequence[str], out: Path) -> list[Source]:
         given = Path(text)
         if given.is_dir():
             root = given / "images" if (given / "images").is_dir() else given
-            found = [file for file in _walk(root) if not file.resolve().is_relative_to(inside)]
+            found = _walk(root)
         elif given.exists():
             root, found = given.parent, [given]
         else:
             root, pattern = _split_pattern(given)
             matches = sorted(root.glob(pattern)) if pattern else []
-            found = [file for file in matches if file.is_file() and _is_picture(file.name)]
+            found = [file for file in matches if file.is_file() and _is_picture(file.relative_to(root))]
+        if not given.is_file():
+            found = [file for file in found if not file.resolve().is_relative_to(inside)]
         for file in found:
             relative = PurePosixPath(file.relative_to(root).as_posix())
             sources.setdefault((file.resolve(), relative), Source(file, relative))
@@ -322,12 +324,13 @@ def _walk(root: Path) -> list[Path]:
     found = []
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(folder, name) for name in sorted(names) if _is_picture(name)]
+        found += [Path(folder, name) for name in sorted(names) if _is_picture(Path(name))]
     return found
 
 
-def _is_picture(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+def _is_picture(relative: Path) -> bool:
+    hidden = any(part.startswith(".") for part in relative.parts)
+    return not hidden and relative.suffix.lower() in SUFFIXES
 
 
 def _split_pattern(path: Path) -> tuple[Path, str]:

@@ -22,5 +22,5 @@ def data_root() -> Path:
 
 @pytest.fixture
 def tiny_bundle(tmp_path: Path) -> Path:
-    """A copy of the committed bundle whose student finds colours (tests/colour_student.py); needs no torch."""
+    """A copy of the committed bundle, whose student finds colours (tests/colour_student.py); no torch."""
     return Path(shutil.copytree(REPOSITORY / "tests" / "golden" / "tiny_bundle", tmp_path / "tiny_bundle"))

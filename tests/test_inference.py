@@ -1,0 +1,319 @@
+"""`samdistill infer`: what is found, what is written where, and what a bad file does to the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import colours, expected, rewrite
+from PIL import Image as PillowImage
+
+from samdistill.errors import InputRejected, SomeInputsFailed, UsageError
+from samdistill.inference import Source, gather, raise_for_failures, segment_files
+from samdistill.io.images import read_mask
+from samdistill.predictor import Predictor
+
+
+def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "samdistill", "infer", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def save(path: Path, pixels: np.ndarray | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PillowImage.fromarray(colours() if pixels is None else pixels).save(path)
+    return path
+
+
+def names(sources: list[Source]) -> list[str]:
+    return [str(source.relative) for source in sources]
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+def bomb(path: Path) -> Path:
+    """A PNG of 30,000 x 30,000 px that is 1 MB on disk."""
+    rows = zlib.compress(b"\0" * (30_001 * 1000), 9)
+    head = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    path.write_bytes(content)
+    return path
+
+
+# --- what is found
+
+
+def test_folders_files_and_patterns_are_found_once_each_and_sorted(tmp_path: Path) -> None:
+    for name in ("b/2.png", "b/1.JPG", "a.tif", "note.txt", ".hidden/x.png", "b/.x.png"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    folder = tmp_path / "in"
+    out = tmp_path / "out"
+    assert names(gather([str(folder)], out)) == ["a.tif", "b/1.JPG", "b/2.png"]
+    assert names(gather([str(folder), str(folder)], out)) == ["a.tif", "b/1.JPG", "b/2.png"]
+    assert names(gather([str(folder / "b" / "2.png")], out)) == ["2.png"]
+    assert names(gather([f"{folder}/**/*.png"], out)) == ["b/2.png"]
+    assert names(gather([f"{folder}/b/[12].*"], out)) == ["1.JPG", "2.png"]
+
+
+def test_of_a_data_folder_the_images_are_taken_and_not_the_masks(tmp_path: Path) -> None:
+    for name in ("images/1.png", "masks/1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"")
+    assert names(gather([str(tmp_path)], tmp_path / "out")) == ["1.png"]
+
+
+def test_outputs_of_an_earlier_run_are_no_inputs(tmp_path: Path) -> None:
+    save(tmp_path / "1.png")
+    save(tmp_path / "out" / "1.png")
+    assert names(gather([str(tmp_path)], tmp_path / "out")) == ["1.png"]
+
+
+def test_what_is_not_there_is_a_failed_input(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    found = gather([str(tmp_path / "x.png"), str(tmp_path / "empty"), f"{tmp_path}/*.png"], tmp_path / "out")
+    assert [source.problem is not None for source in found] == [True, True, True]
+    assert "does not exist" in str(found[0].problem)
+    assert "holds no picture" in str(found[1].problem)
+
+
+# --- what is written
+
+
+def test_masks_have_the_inputs_size_and_hold_class_numbers(tiny_bundle: Path, tmp_path: Path) -> None:
+    picture = colours(70, 90)
+    save(tmp_path / "in" / "site" / "1.png", picture)
+    predictor = Predictor.load(tiny_bundle)
+    out = tmp_path / "out"
+    records = segment_files(predictor, gather([str(tmp_path / "in")], out), out, overlay=True)
+    assert tree(out) == ["overlays/site/1.png", "results.jsonl", "site/1.png"]
+    labels = read_mask(out / "site" / "1.png")
+    np.testing.assert_array_equal(labels, predictor.predict(picture).labels())
+    assert set(np.unique(labels)) == {0, 1, 2}
+    (record,) = records
+    assert record.image_size == (70, 90)
+    assert record.masks == {"labels": "site/1.png"}
+    assert record.classes is not None
+    assert record.classes["red"]["area_px"] == (labels == 1).sum()
+    lines = (out / "results.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["bundle_sha256"] == predictor.bundle_sha256
+    overlay = np.asarray(PillowImage.open(out / "overlays" / "site" / "1.png"))
+    assert overlay.shape == picture.shape
+    assert (overlay != picture).any()
+
+
+def test_classes_that_may_overlap_get_a_file_each_as_a_data_folder_has_them(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    rewrite(tiny_bundle, lambda values: values.update(multi_label=True))
+    picture = colours()
+    save(tmp_path / "in" / "1.png", picture)
+    out = tmp_path / "out"
+    segment_files(Predictor.load(tiny_bundle), gather([str(tmp_path / "in")], out), out)
+    assert tree(out) == ["bright/1.png", "red/1.png", "results.jsonl"]
+    for name, mask in zip(("red", "bright"), expected(picture, multi_label=True), strict=True):
+        np.testing.assert_array_equal(read_mask(out / name / "1.png"), mask.astype(np.uint8) * 255)
+
+
+def test_two_pictures_of_one_output_are_refused_before_anything_is_written(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    save(tmp_path / "in" / "a.jpg")
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match=r"a\.jpg and .*a\.png must not have one output"):
+        segment_files(Predictor.load(tiny_bundle), gather([str(tmp_path / "in")], out), out)
+    assert not out.exists()
+
+
+def test_an_input_is_never_written_over(tiny_bundle: Path, tmp_path: Path) -> None:
+    picture = save(tmp_path / "a.png")
+    before = picture.read_bytes()
+    with pytest.raises(UsageError, match="would be written over"):
+        segment_files(Predictor.load(tiny_bundle), gather([str(picture)], tmp_path), tmp_path)
+    assert picture.read_bytes() == before
+
+
+def test_a_mode_the_bundle_cannot_do_leaves_the_output_folder_alone(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    save(tmp_path / "out" / "a.png")
+    picture = save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match="no teacher"):
+        segment_files(Predictor.load(tiny_bundle), gather([str(picture)], out), out, mode="refine")
+    assert tree(out) == ["a.png"]
+
+
+def test_what_an_earlier_run_left_goes_when_a_case_fails_or_loses_its_overlay(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    save(folder / "1.png")
+    save(folder / "2.png")
+    predictor = Predictor.load(tiny_bundle)
+    segment_files(predictor, gather([str(folder)], out), out, overlay=True)
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:200])
+    segment_files(predictor, gather([str(folder)], out), out)
+    assert tree(out) == ["1.png", "results.jsonl"]
+
+
+def test_a_failure_while_writing_leaves_no_output_of_that_case(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("samdistill.inference.write_png", full)
+    picture, out = save(tmp_path / "1.png"), tmp_path / "out"
+    records = segment_files(Predictor.load(tiny_bundle), gather([str(picture)], out), out, overlay=True)
+    assert records[0].status == "failed"
+    assert "No space left" in str(records[0].error)
+    assert tree(out) == ["results.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "error"),
+    [
+        (["ok", "failed"], SomeInputsFailed),
+        (["failed", "failed"], InputRejected),
+        (["failed"], InputRejected),
+    ],
+)
+def test_failures_end_with_the_error_of_their_number(
+    tiny_bundle: Path, tmp_path: Path, statuses: list[str], error: type[Exception]
+) -> None:
+    inputs = []
+    for number, status in enumerate(statuses):
+        path = tmp_path / f"{number}.png"
+        save(path) if status == "ok" else path.write_bytes(b"")
+        inputs.append(str(path))
+    out = tmp_path / "out"
+    records = segment_files(Predictor.load(tiny_bundle), gather(inputs, out), out)
+    assert [record.status for record in records] == statuses
+    with pytest.raises(error):
+        raise_for_failures(records)
+
+
+# --- the command
+
+
+def test_bad_files_are_reported_and_the_others_go_on(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    good = save(folder / "good.png")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "cut.png").write_bytes(good.read_bytes()[:300])
+    (folder / "text.jpg").write_text("this is no picture")
+    bomb(folder / "bomb.png")
+    save(folder / "deep.png", np.full((64, 64), 60_000, np.uint16))
+    done = run(tiny_bundle, folder, tmp_path / "missing.png", "--out", out, "--json")
+    assert done.returncode == 3, done.stderr
+    assert tree(out) == ["good.png", "results.jsonl"]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.stdout == (out / "results.jsonl").read_text()
+    bad = {line["input"].split("/")[-1]: line["error"] for line in lines if line["status"] == "failed"}
+    assert sorted(bad) == ["bomb.png", "cut.png", "deep.png", "empty.png", "missing.png", "text.jpg"]
+    assert "must have at most" in bad["bomb.png"]
+    assert "0 bytes" in bad["empty.png"]
+    assert "must be uint8 under the intensity rule" in bad["deep.png"]
+    assert not any("masks" in line for line in lines if line["status"] == "failed")
+    for name in bad:
+        assert name in done.stderr
+    assert "6 of 7 inputs failed" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a"])
+def test_the_only_input_failing_ends_with_4_and_its_reason_alone(
+    tiny_bundle: Path, tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(content)
+    done = run(tiny_bundle, path, "--out", tmp_path / "out")
+    assert done.returncode == 4
+    assert len(done.stderr.splitlines()) == 1
+    assert "x.png" in done.stderr
+    assert done.stdout == ""
+
+
+def test_an_empty_folder_ends_with_4(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    done = run(tiny_bundle, tmp_path / "in", "--out", tmp_path / "out")
+    assert (done.returncode, "holds no picture" in done.stderr) == (4, True)
+
+
+def test_a_corrupted_bundle_ends_with_5_and_writes_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    with (tiny_bundle / "student.onnx").open("ab") as file:
+        file.write(b"x")
+    done = run(tiny_bundle, save(tmp_path / "1.png"), "--out", tmp_path / "out")
+    assert done.returncode == 5
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_mode_and_an_unknown_device_end_with_2(tiny_bundle: Path, tmp_path: Path) -> None:
+    picture = save(tmp_path / "1.png")
+    for option in (("--mode", "refine"), ("--mode", "best"), ("--device", "tpu"), ("--runtime", "torch")):
+        done = run(tiny_bundle, picture, "--out", tmp_path / "out", *option)
+        assert done.returncode == 2, done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_no_file_of_a_killed_run_is_partial_or_stale(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Killed amid 300 pictures: every mask that is there is whole, and there is no results.jsonl."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    picture = colours(200, 200)
+    save(folder / "000.png", picture)
+    for number in range(1, 300):
+        os.link(folder / "000.png", folder / f"{number:03}.png")
+    right = Predictor.load(tiny_bundle).predict(picture).labels()
+    out.mkdir()
+    (out / "results.jsonl").write_text("an earlier run's\n")
+    save(out / "299.png", np.zeros((200, 200), np.uint8))
+    command = [sys.executable, "-m", "samdistill", "infer", str(tiny_bundle), str(folder), "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (out / "004.png").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    written = [file for file in out.glob("*.png") if not file.name.startswith(".")]
+    assert 5 <= len(written) < 299
+    for file in written:
+        np.testing.assert_array_equal(read_mask(file), right)
+    assert not (out / "results.jsonl").exists()
+    assert not (out / "299.png").exists()
+
+
+def test_no_torch_in_a_process_that_infers(tiny_bundle: Path, tmp_path: Path) -> None:
+    picture = save(tmp_path / "1.png")
+    code = (
+        "import sys; from samdistill.cli.app import app; "
+        "app(['infer', *sys.argv[1:], '--overlay'], standalone_mode=False); "
+        "print(sorted({'torch', 'numba', 'scipy', 'matplotlib', 'onnx'} & set(sys.modules)), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, str(tiny_bundle), str(picture), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_the_smoke_test_of_the_wheels_passes_here() -> None:
+    script = Path(__file__).with_name("wheel_smoke.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

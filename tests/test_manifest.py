@@ -1,0 +1,170 @@
+"""The manifest is read strictly, and its JSON Schema agrees with its reader."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+import samdistill
+from samdistill.errors import BundleError
+from samdistill.manifest import parse
+
+Values = dict[str, Any]
+
+SCHEMA = json.loads((Path(samdistill.manifest.__file__).with_suffix(".schema.json")).read_text())
+HERE = Path(__file__).resolve().parent
+TINY = json.loads((HERE / "golden" / "tiny_bundle" / "manifest.json").read_text())
+
+
+def put(path: str, value: Any) -> Callable[[Values], None]:
+    """An edit that sets the value at a dotted path; numbers index lists."""
+
+    def edit(values: Values) -> None:
+        *parts, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+        target: Any = values
+        for part in parts:
+            target = target[part]
+        target[last] = value
+
+    return edit
+
+
+def drop(name: str) -> Callable[[Values], None]:
+    def edit(values: Values) -> None:
+        del values[name]
+
+    return edit
+
+
+def changed(edit: Callable[[Values], None]) -> Values:
+    values = copy.deepcopy(TINY)
+    edit(values)
+    return values
+
+
+ALLOWED = {
+    "cleaning by area": put("cleaning", {"keep": "largest", "min_area_px": 20}),
+    "a window": put("intensity", {"kind": "window", "low": -100, "high": 300.5}),
+    "a class name with spaces and accents": put("classes.0.name", "kyste rénal 2.a"),
+    "defaults left out": drop("engines"),
+    "provenance of any shape": put("provenance", {"a": [1, {"b": None}]}),
+    "a threshold near one": put("classes.1.threshold", 0.999),
+}
+
+# What the reader refuses, what its message says, and whether a JSON Schema can say it too.
+REFUSED = {
+    "unknown key": (put("colour_space", "RGB"), "colour_space", True),
+    "unknown nested key": (put("input.crop", 3), "crop", True),
+    "missing key": (drop("licence"), "licence", True),
+    "class without name": (put("classes.0", {"colour": [1, 2, 3]}), "name", True),
+    "no classes": (put("classes", []), "classes", True),
+    "class named as a path": (put("classes.0.name", "../x"), "folder's name", True),
+    "class named with a final space": (put("classes.0.name", "x "), "folder's name", True),
+    "hidden class": (put("classes.0.name", ".x"), "folder's name", True),
+    "two classes of one name": (put("classes.0.name", "Bright"), "differ in name", False),
+    "colour of two numbers": (put("classes.0.colour", [1, 2]), "colour", True),
+    "colour out of range": (put("classes.0.colour", [1, 2, 256]), "colour", True),
+    "colour as fraction": (put("classes.0.colour", [1, 2, 0.5]), "colour", True),
+    "threshold of one": (put("classes.0.threshold", 1.0), "threshold", True),
+    "threshold as text": (put("classes.0.threshold", "0.5"), "threshold", True),
+    "true for a number": (put("input.size", True), "size", True),
+    "size of zero": (put("input.size", 0), "size", True),
+    "another multiple": (put("input.multiple", 16), "multiple", True),
+    "another aspect": (put("input.max_aspect", 8.0), "max_aspect", True),
+    "another resize": (put("input.resize", "nearest"), "resize", True),
+    "another layout": (put("input.layout", "NHWC"), "layout", True),
+    "normalisation outside the graph": (put("normalisation.where", "host"), "where", True),
+    "std of zero": (put("normalisation.std", [1.0, 0.0, 1.0]), "std", True),
+    "mean of two": (put("normalisation.mean", [1.0, 1.0]), "mean", True),
+    "unknown intensity": (put("intensity.kind", "log"), "intensity", True),
+    "intensity upside down": (put("intensity", {"kind": "window", "low": 3, "high": 1}), "below high", False),
+    "another precision": (put("models.student.precision", "fp16"), "precision", True),
+    "no student": (put("models", {}), "student", True),
+    "a teacher": (put("models.teacher", {}), "teacher", True),
+    "no golden case": (put("golden", []), "golden", True),
+    "golden tolerance of zero": (put("golden.0.max_changed_pixels", 0), "max_changed_pixels", True),
+    "golden file not listed": (put("golden.0.file", "golden/other.npz"), "files must list", False),
+    "student not listed": (put("models.student.file", "other.onnx"), "files must list", False),
+    "path upwards": (put("files.0.path", "../MODEL_CARD.md"), "inside the bundle", True),
+    "path upwards inside": (put("files.0.path", "golden/../../x"), "inside the bundle", True),
+    "absolute path": (put("files.0.path", "/etc/passwd"), "inside the bundle", True),
+    "backslash path": (put("files.0.path", "golden\\x"), "inside the bundle", True),
+    "path of the manifest": (put("files.0.path", "manifest.json"), "inside the bundle", True),
+    "empty path": (put("files.0.path", ""), "inside the bundle", True),
+    "file listed twice": (put("files.0.path", "student.onnx"), "differ in path", False),
+    "short hash": (put("files.0.sha256", "ab"), "sha256", True),
+    "upper-case hash": (put("files.0.sha256", "A" * 64), "sha256", True),
+    "negative length": (put("files.0.bytes", -1), "bytes", True),
+    "routing": (put("routing", {"threshold": 0.2}), "routing", True),
+    "calibration": (put("calibration", {"temperature": 1.5}), "calibration", True),
+    "prompts": (put("prompts", {}), "prompts", True),
+    "engines": (put("engines", [None]), "engines", True),
+    "unknown cleaning": (put("cleaning", {"keep": "best"}), "keep", True),
+    "version as number": (put("versions.torch", 2), "versions", True),
+    "classes as an object": (put("classes", {"0": "x"}), "classes", True),
+}
+
+
+def test_the_committed_bundle_is_valid_and_comes_back_byte_by_byte() -> None:
+    text = (HERE / "golden" / "tiny_bundle" / "manifest.json").read_bytes()
+    manifest = parse(text)
+    assert manifest.to_json() == text
+    assert manifest.class_names == ("red", "bright")
+    jsonschema.validate(TINY, SCHEMA)
+
+
+def test_the_json_schema_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_what_is_allowed_passes_reader_and_schema(name: str) -> None:
+    values = changed(ALLOWED[name])
+    parse(json.dumps(values).encode())
+    jsonschema.validate(values, SCHEMA)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_refused_by_name(name: str) -> None:
+    edit, message, in_schema = REFUSED[name]
+    values = changed(edit)
+    with pytest.raises(BundleError, match=message):
+        parse(json.dumps(values).encode())
+    assert in_schema != jsonschema.Draft202012Validator(SCHEMA).is_valid(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe{", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[]", "must be an object"),
+        (b"{}", "must be an object"),
+        (b'{"schema": "1"}', "must be an object"),
+        (b'{"schema": 1, "schema": 1}', "given twice"),
+        (b'{"schema": 1, "name": NaN}', "no finite number"),
+        (b'{"schema": 1, "name": 1e999}', "no finite number"),
+    ],
+)
+def test_text_that_is_no_manifest_is_refused(text: bytes, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        parse(text)
+
+
+def test_a_newer_schema_is_refused_by_number_and_writer_before_anything_else_is_looked_at() -> None:
+    text = json.dumps({"schema": 2, "versions": {"samdistill": "9.9"}, "whatever": 1}).encode()
+    with pytest.raises(BundleError, match=r"schema 1, not 2: .*samdistill 9\.9\. Upgrade samdistill"):
+        parse(text)
+
+
+def test_an_older_schema_asks_for_a_new_export() -> None:
+    with pytest.raises(BundleError, match=r"not 0: .*Export it again"):
+        parse(b'{"schema": 0}')

@@ -1,0 +1,203 @@
+"""Bundles that were damaged, swapped, cut or forged are found out: at opening or by `verify`."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from bundles import rewrite
+
+from samdistill.bundle import Bundle
+from samdistill.errors import BundleError
+from samdistill.predictor import Predictor
+from samdistill.runtime.onnxruntime import installed_wheels
+from samdistill.verify import GoldenCase, verify
+
+
+def test_a_good_bundle_verifies(tiny_bundle: Path) -> None:
+    found = verify(tiny_bundle)
+    assert found.files == 5
+    assert found.bundle_sha256 == Predictor.load(tiny_bundle).bundle_sha256
+    assert [case.name for case in found.golden] == ["endoscopy", "ultrasound", "xray"]
+    assert all(case.passed for case in found.golden)
+
+
+def test_the_golden_cases_of_the_committed_bundle_hold_every_class(tiny_bundle: Path) -> None:
+    cases = [
+        GoldenCase.from_npz(file.read_bytes(), file.name) for file in sorted(tiny_bundle.glob("golden/*"))
+    ]
+    assert np.any([case.masks.any(axis=(1, 2)) for case in cases], axis=0).all()
+
+
+def flip(file: Path, place: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["student.onnx", "golden/xray.npz", "MODEL_CARD.md"])
+@pytest.mark.parametrize("place", [0, -1])
+def test_one_changed_bit_in_any_file_is_found(tiny_bundle: Path, name: str, place: int) -> None:
+    flip(tiny_bundle / name, place)
+    with pytest.raises(BundleError, match=f"{name} must have the SHA-256"):
+        verify(tiny_bundle)
+
+
+def test_a_changed_network_never_opens(tiny_bundle: Path) -> None:
+    flip(tiny_bundle / "student.onnx", 100)
+    with pytest.raises(BundleError, match=r"student\.onnx must have the SHA-256"):
+        Predictor.load(tiny_bundle)
+
+
+def test_a_truncated_file_is_found(tiny_bundle: Path) -> None:
+    content = (tiny_bundle / "student.onnx").read_bytes()
+    (tiny_bundle / "student.onnx").write_bytes(content[:-1])
+    with pytest.raises(BundleError, match=r"student\.onnx must have 597 bytes, not 596"):
+        Predictor.load(tiny_bundle)
+
+
+def test_a_file_that_has_grown_is_found_without_reading_all_of_it(tiny_bundle: Path) -> None:
+    with (tiny_bundle / "student.onnx").open("r+b") as file:
+        file.truncate(1 << 40)  # a terabyte, of holes
+    with pytest.raises(BundleError, match="must have at most 597 bytes"):
+        Predictor.load(tiny_bundle)
+
+
+def test_swapped_files_are_found(tiny_bundle: Path) -> None:
+    one, other = tiny_bundle / "golden" / "xray.npz", tiny_bundle / "golden" / "ultrasound.npz"
+    spare = one.with_suffix(".spare")
+    one.rename(spare)
+    other.rename(one)
+    spare.rename(other)
+    with pytest.raises(BundleError, match="must have"):
+        verify(tiny_bundle)
+
+
+def test_a_missing_file_is_found(tiny_bundle: Path) -> None:
+    (tiny_bundle / "golden" / "xray.npz").unlink()
+    with pytest.raises(BundleError, match=r"golden/xray\.npz cannot be read"):
+        verify(tiny_bundle)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_found(tiny_bundle: Path) -> None:
+    (tiny_bundle / "golden" / "extra.txt").write_text("hello")
+    with pytest.raises(BundleError, match=r"golden/extra\.txt lies in the bundle"):
+        verify(tiny_bundle)
+
+
+def test_a_link_out_of_the_bundle_is_not_followed(tiny_bundle: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "student.onnx"
+    shutil.move(tiny_bundle / "student.onnx", outside)
+    (tiny_bundle / "student.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match="regular file inside the bundle"):
+        Predictor.load(tiny_bundle)
+
+
+def test_a_place_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="there is no such folder"):
+        Bundle.open(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BundleError, match=r"manifest\.json cannot be read"):
+        Bundle.open(tmp_path / "empty")
+
+
+def test_a_file_the_manifest_does_not_list_cannot_be_read(tiny_bundle: Path) -> None:
+    (tiny_bundle / "extra").write_bytes(b"x")
+    with pytest.raises(BundleError, match="must be listed"):
+        Bundle.open(tiny_bundle).read("extra")
+
+
+def test_a_forged_network_with_right_hashes_is_found_by_its_golden_cases(tiny_bundle: Path) -> None:
+    """One class's bias is moved by 20 grey levels: masks are a little wrong, nothing else shows it."""
+    model = onnx.load(tiny_bundle / "student.onnx")
+    bias = model.graph.initializer[-1]
+    values = onnx.numpy_helper.to_array(bias).copy()
+    assert values.shape == (2,), "the last tensor must be the bias"
+    values[1] += 2.0
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+    onnx.save(model, tiny_bundle / "student.onnx")
+    rewrite(tiny_bundle)
+    Predictor.load(tiny_bundle)
+    with pytest.raises(BundleError, match="golden cases come out otherwise"):
+        verify(tiny_bundle)
+
+
+def test_a_changed_threshold_with_right_hashes_is_found_by_its_golden_cases(tiny_bundle: Path) -> None:
+    """The probability maps stay as they were; only masks tell."""
+
+    def edit(values: dict[str, Any]) -> None:
+        values["classes"][0]["threshold"] = 0.9
+
+    rewrite(tiny_bundle, edit)
+    with pytest.raises(BundleError, match="golden cases come out otherwise"):
+        verify(tiny_bundle)
+
+
+def test_a_golden_case_that_is_none_is_refused(tiny_bundle: Path) -> None:
+    for content in (b"", b"PK\x05\x06", pickled(), incomplete()):
+        (tiny_bundle / "golden" / "xray.npz").write_bytes(content)
+        rewrite(tiny_bundle)
+        with pytest.raises(BundleError, match="is no golden case"):
+            verify(tiny_bundle)
+
+
+def pickled() -> bytes:
+    """An npz whose arrays would have to be unpickled."""
+    file = io.BytesIO()
+    evil = np.array([print], dtype=object)
+    np.savez(file, pixels=evil, masks=evil, probability_maps=evil)
+    return file.getvalue()
+
+
+def incomplete() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, pixels=np.zeros((4, 4), np.uint8))
+    return file.getvalue()
+
+
+def test_a_golden_case_comes_back_from_its_file() -> None:
+    random = np.random.default_rng(3)
+    maps = random.random((3, 7, 5), np.float32)
+    case = GoldenCase(random.integers(0, 255, (7, 5, 3), np.uint8), maps > 0.4, maps)
+    back = GoldenCase.from_npz(case.to_npz(), "case")
+    np.testing.assert_array_equal(back.pixels, case.pixels)
+    np.testing.assert_array_equal(back.masks, case.masks)
+    np.testing.assert_allclose(back.probability_maps, maps, atol=1 / 65535)
+    assert case.to_npz() == case.to_npz()
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "samdistill", "verify", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_says_what_it_found(tiny_bundle: Path) -> None:
+    done = run(tiny_bundle, "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["files"] == 5
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command_ends_with_5_for_a_corrupted_bundle(tiny_bundle: Path) -> None:
+    flip(tiny_bundle / "student.onnx", 10)
+    done = run(tiny_bundle)
+    assert done.returncode == 5
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "student.onnx must have the SHA-256" in done.stderr
+
+
+def test_the_command_ends_with_6_for_a_device_that_cannot_be_had(tiny_bundle: Path) -> None:
+    if "onnxruntime-gpu" in installed_wheels():
+        pytest.skip("here CUDA may be had")
+    done = run(tiny_bundle, "--device", "cuda")
+    assert done.returncode == 6
+    assert "device cuda:0 needs CUDAExecutionProvider" in done.stderr
