@@ -21,7 +21,7 @@ class EdgePlaces {
 
  private:
   Buffer<std::uint64_t> toggles_;
-  Buffer<std::int32_t> before_;
+  Buffer<std::uint32_t> before_;
 };
 
 // Gives the runs of each tree one label, in the order of the trees' first runs, and sums up their pixels.

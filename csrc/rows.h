@@ -17,7 +17,7 @@ namespace samdistill {
 // popcount.
 struct RowEdges {
   std::uint64_t* toggles;  // bit x set: pixel x differs from pixel x - 1; bits 0 .. width
-  std::int32_t* before;    // edges in the words before this one
+  std::uint32_t* before;   // edges in the words before this one
 };
 
 // What is summed up of a component.

@@ -19,10 +19,9 @@ SAMDISTILL_INLINE inline unsigned lowest_bit(std::uint64_t word) {
 }
 
 // How many edges lie left of pixel x.
-SAMDISTILL_INLINE inline std::int32_t edges_before(RowEdges where, std::uint32_t x) {
-  const std::uint64_t left = (std::uint64_t{1} << (x % 64)) - 1;
-  return where.before[x / 64] +
-         static_cast<std::int32_t>(SAMDISTILL_POPCOUNT64(where.toggles[x / 64] & left));
+SAMDISTILL_INLINE inline std::uint32_t edges_before(RowEdges where, std::uint32_t x) {
+  const std::uint64_t left = where.toggles[x / 64] & ~(~std::uint64_t{0} << (x % 64));
+  return where.before[x / 64] + static_cast<std::uint32_t>(SAMDISTILL_POPCOUNT64(left));
 }
 
 // Writes where the bits of a word are, counted from `at`; up to kEdgeSlack elements more. Four at a time: a
@@ -46,7 +45,7 @@ SAMDISTILL_INLINE inline void portable_places(std::uint64_t word, std::int32_t a
     const std::uint64_t toggles = bits[w] ^ (bits[w] << 1 | carry);  \
     carry = bits[w] >> 63;                                           \
     where.toggles[w] = toggles;                                      \
-    where.before[w] = static_cast<std::int32_t>(next - edges);       \
+    where.before[w] = static_cast<std::uint32_t>(next - edges);      \
     if (toggles == 0) continue;                                      \
     PLACES(toggles, base + static_cast<std::int32_t>(w * 64), next); \
     next += SAMDISTILL_POPCOUNT64(toggles);                          \
@@ -70,32 +69,45 @@ SAMDISTILL_INLINE inline std::int32_t without_branch(std::int32_t chosen) {
   return chosen;
 }
 
+// A run [begin, end) touches those runs above that end after begin (or at it, if diagonals count) and begin
+// before end (or at it). Runs above that have ended = edges left of the one / 2, begun = edges left of the
+// other / 2, rounded up.
+//
+// Whether a run touches a second one above is guesswork in dense rows, whether that is in another tree is
+// not: there the second one is looked at in any case, and is the run itself where there is none.
+template <bool kDense>
+SAMDISTILL_INLINE inline void join_runs(const std::int32_t* edges, std::size_t runs,
+                                        std::uint32_t begin_shift, std::uint32_t end_shift, RowEdges where,
+                                        std::int32_t above, std::int32_t first,
+                                        std::int32_t* __restrict parents) {
+  const std::int32_t* const end = edges + 2 * runs;
+  for (std::int32_t self = first; edges != end; ++self, edges += 2) {
+    const std::uint32_t left = edges_before(where, static_cast<std::uint32_t>(edges[0]) + begin_shift);
+    const std::uint32_t right = edges_before(where, static_cast<std::uint32_t>(edges[1]) + end_shift);
+    const std::int32_t touched = above + static_cast<std::int32_t>(left / 2);
+    const std::int32_t past = above + static_cast<std::int32_t>((right + 1) / 2);
+    parents[self] = self;
+    const std::int32_t parent = parents[without_branch(touched < past ? touched : self)];
+    parents[self] = parent;
+    std::int32_t next = touched + 1;
+    if (kDense) {
+      const std::int32_t second = without_branch(next < past ? next : self);
+      if (parents[second] != parent) join_trees(parents, self, second);
+      ++next;
+    }
+    for (; next < past; ++next) join_trees(parents, self, next);
+  }
+}
+
 SAMDISTILL_INLINE inline void join_body(const std::int32_t* edges, std::size_t runs, std::int32_t base,
                                         std::size_t width, bool diagonal, RowEdges where, std::int32_t above,
                                         std::int32_t first, std::int32_t* parents) {
-  // A run [begin, end) touches those runs above that end after begin (or at it, if diagonals count) and begin
-  // before end (or at it). Runs above that have ended = edges left of the one / 2, begun = edges left of the
-  // other / 2, rounded up.
-  //
-  // Whether a run touches a second one above is guesswork in dense rows, whether that is in another tree is
-  // not: there the second one is looked at in any case, and is the run itself where there is none.
-  const bool dense = runs * 8 > width;
-  const std::uint32_t begin_shift = diagonal ? 0 : 1, end_shift = diagonal ? 1 : 0;
-  for (std::size_t i = 0; i < runs; ++i) {
-    const std::uint32_t begin = static_cast<std::uint32_t>(edges[2 * i] - base) + begin_shift;
-    const std::uint32_t end = static_cast<std::uint32_t>(edges[2 * i + 1] - base) + end_shift;
-    const std::int32_t touched = above + edges_before(where, begin) / 2;
-    const std::int32_t past = above + (edges_before(where, end) + 1) / 2;
-    const std::int32_t self = first + static_cast<std::int32_t>(i);
-    parents[self] = self;
-    parents[self] = parents[touched < past ? touched : self];
-    if (!dense) {
-      for (std::int32_t k = touched + 1; k < past; ++k) join_trees(parents, self, k);
-    } else {
-      const std::int32_t second = without_branch(touched + 1 < past ? touched + 1 : self);
-      if (parents[second] != parents[self]) join_trees(parents, self, second);
-      for (std::int32_t k = touched + 2; k < past; ++k) join_trees(parents, self, k);
-    }
+  const std::uint32_t origin = 0u - static_cast<std::uint32_t>(base);
+  const std::uint32_t begin_shift = origin + (diagonal ? 0 : 1), end_shift = origin + (diagonal ? 1 : 0);
+  if (runs * 8 > width) {
+    join_runs<true>(edges, runs, begin_shift, end_shift, where, above, first, parents);
+  } else {
+    join_runs<false>(edges, runs, begin_shift, end_shift, where, above, first, parents);
   }
 }
 
