@@ -36,12 +36,13 @@ double relax(const double* __restrict costs, const double* __restrict v, double 
   return lowest;
 }
 
-// A column at `lowest`, a free one if there is one: it ends the path.
+// A column at `lowest`, a free one if there is one: it ends the path. None where no open column can be
+// reached; `lowest` is then infinite, or, with compilers that begin a reduction there, the largest number.
 std::int64_t choose(const double* distance, const std::vector<std::int32_t>& row_of, double lowest) {
   const auto cols = static_cast<std::int64_t>(row_of.size());
   std::int64_t chosen = none;
   for (std::int64_t j = 0; j < cols; ++j) {
-    if (distance[j] != lowest) continue;
+    if (distance[j] != lowest || distance[j] == infinity) continue;
     if (row_of[static_cast<std::size_t>(j)] == none) return j;
     if (chosen == none) chosen = j;
   }
@@ -79,8 +80,9 @@ bool solve(const std::vector<double>& costs, std::size_t rows, std::size_t cols,
     while (true) {
       lowest = relax(costs.data() + i * cols, open_v.data(), lowest - u[i], static_cast<std::int64_t>(i),
                      static_cast<std::int64_t>(cols), open.data(), parent.data());
-      if (lowest == infinity) return false;
-      const auto j = static_cast<std::size_t>(choose(open.data(), row_of, lowest));
+      const std::int64_t chosen = choose(open.data(), row_of, lowest);
+      if (chosen == none) return false;
+      const auto j = static_cast<std::size_t>(chosen);
       if (row_of[j] == none) {
         sink = j;
         break;
