@@ -143,6 +143,14 @@ def test_ignored_pixels_are_in_no_class_and_told_apart(folder: Folder) -> None:
     assert columns(ignored[None]) == [[1]]
 
 
+def test_what_one_class_file_ignores_is_ignored_in_all(folder: Folder) -> None:
+    masks = {"heart": {"a": index_mask(9, 255)}, "lung": {"a": index_mask(255, 255, 255)}}
+    dataset = open_dataset(folder(["a"], masks, toml="ignore_index = 9"))
+    read, ignored = dataset.cases[0].read_labels()
+    assert columns(read) == [[1], [1, 2]]
+    assert columns(ignored[None]) == [[0]]
+
+
 def test_a_class_out_of_range_names_file_and_value(folder: Folder) -> None:
     dataset = open_dataset(folder(["a"], {"a": index_mask(1, 7)}, toml='classes = ["x", "y"]'))
     with pytest.raises(InputRejected, match=r"masks/a\.png must hold .*1 x, 2 y, not 7\..*classes"):

@@ -331,6 +331,16 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: 
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_reader_that_has_the_old_file_open_keeps_it_whole(tmp_path: Path) -> None:
+    """The new file takes the old one's name, never its place on the disk."""
+    path = tmp_path / "a.bin"
+    write_bytes(path, b"old")
+    with path.open("rb") as reader:
+        write_bytes(path, b"newer")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"newer"
+
+
 def test_written_files_have_the_permissions_of_ordinary_ones(tmp_path: Path) -> None:
     write_bytes(tmp_path / "a", b"x")
     (tmp_path / "b").write_bytes(b"x")
