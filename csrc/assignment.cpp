@@ -36,17 +36,31 @@ double relax(const double* __restrict costs, const double* __restrict v, double 
   return lowest;
 }
 
-// A column at `lowest`, a free one if there is one: it ends the path. None where no open column can be
-// reached; `lowest` is then infinite, or, with compilers that begin a reduction there, the largest number.
-std::int64_t choose(const double* distance, const std::vector<std::int32_t>& row_of, double lowest) {
-  const auto cols = static_cast<std::int64_t>(row_of.size());
-  std::int64_t chosen = none;
-  for (std::int64_t j = 0; j < cols; ++j) {
-    if (distance[j] != lowest || distance[j] == infinity) continue;
-    if (row_of[static_cast<std::size_t>(j)] == none) return j;
-    if (chosen == none) chosen = j;
+// The first of values from .. n - 1 that equals `level`, or none.
+SAMDISTILL_CLONES
+std::int64_t next_at(const double* values, std::int64_t from, std::int64_t n, double level) {
+  constexpr std::int64_t lanes = 8;
+  for (; from + lanes <= n; from += lanes) {
+    std::int64_t hits = 0;
+    for (std::int64_t lane = 0; lane < lanes; ++lane) hits |= values[from + lane] == level ? 1 : 0;
+    if (hits != 0) break;
   }
-  return chosen;
+  for (; from < n; ++from) {
+    if (values[from] == level) return from;
+  }
+  return none;
+}
+
+// A column at `lowest`, a free one if there is one: it ends the path. None where no open column can be
+// reached: `lowest` is then infinite or, with compilers that begin a reduction there, the largest number.
+std::int64_t choose(const double* distance, const std::vector<std::int32_t>& row_of, double lowest) {
+  if (lowest == infinity) return none;
+  const auto cols = static_cast<std::int64_t>(row_of.size());
+  const std::int64_t first = next_at(distance, 0, cols, lowest);
+  for (std::int64_t j = first; j != none; j = next_at(distance, j + 1, cols, lowest)) {
+    if (row_of[static_cast<std::size_t>(j)] == none) return j;
+  }
+  return first;
 }
 
 // The algorithm proper, on costs (rows <= cols) with +inf for forbidden entries; col_of gets each row's
