@@ -89,11 +89,11 @@ def render(canvas: Canvas) -> tuple[Image, Masks]:
 
 def _place(canvas: Canvas) -> Wrist:
     """Lay the wrist on the film: turned, mirrored, shifted, larger or smaller."""
-    turn = canvas.uniform(-0.5, 0.5) + (math.pi if canvas.chance(0.1) else 0.0)
+    turn = canvas.uniform(-0.45, 0.45) + (math.pi if canvas.chance(0.05) else 0.0)
     c, s = math.cos(turn), math.sin(turn)
-    scale = canvas.uniform(0.75, 1.2)
+    scale = canvas.uniform(1.0, 1.6)
     middle_x = canvas.width / 2 + canvas.uniform(-0.1, 0.1)
-    middle_y = canvas.height * 0.55 + canvas.uniform(-0.1, 0.1)
+    middle_y = canvas.height * 0.58 + canvas.uniform(-0.1, 0.1)
     dx, dy = canvas.x - np.float32(middle_x), canvas.y - np.float32(middle_y)
     # A slow warp stands for bent fingers and for how bodies differ.
     across = (dx * np.float32(c) + dy * np.float32(s)) / np.float32(scale)
@@ -102,7 +102,7 @@ def _place(canvas: Canvas) -> Wrist:
     along = along + canvas.noise(1.5) * np.float32(0.03)
     if canvas.chance(0.5):
         across = -across
-    view = canvas.uniform(-0.5, 0.5) if canvas.chance(0.6) else canvas.uniform(-1.35, 1.35)
+    view = canvas.uniform(-0.5, 0.5) if canvas.chance(0.7) else canvas.uniform(-1.2, 1.2)
     return Wrist(across, along, math.cos(view), math.sin(view), scale)
 
 
