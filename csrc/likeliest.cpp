@@ -137,21 +137,30 @@ class Election {
     return rest < 0 ? (dy == 0 ? 0 : -1) : square_root(rest);
   }
 
-  // The runs of rows near the pixel elect again.
+  // The runs near the pixel elect again.
   void depose(const Pixel& pixel) {
     const std::int64_t far = square_root(std::max<std::int64_t>(too_near_, 0));
-    const auto above = [](const Run& run, std::int64_t row) { return run.row < row; };
-    auto run = std::lower_bound(runs_.begin(), runs_.end(), pixel.y - far, above);
-    for (; run != runs_.end() && run->row <= pixel.y + far; ++run) {
-      const std::int64_t half = reach(pixel, run->row);
-      if (half < 0 || pixel.x + half < run->begin || pixel.x - half >= run->end) continue;
-      const auto i = static_cast<std::size_t>(run - runs_.begin());
-      values_[i] = nothing;
-      ranked_[i] = 0;
-      find_open(*run);
-      for (const Span& span : open_) {
-        values_[i] = std::max(values_[i], greatest(pixels(run->row, span.begin), span.end - span.begin));
+    const std::int64_t last_row = std::min<std::int64_t>(runs_.back().row, pixel.y + far);
+    for (std::int64_t row = std::max<std::int64_t>(runs_.front().row, pixel.y - far); row <= last_row;
+         ++row) {
+      const std::int64_t half = reach(pixel, static_cast<std::int32_t>(row));
+      if (half < 0) continue;
+      const auto before = [row, left = pixel.x - half](const Run& run, int) {
+        return run.row < row || (run.row == row && run.end <= left);
+      };
+      for (auto run = std::lower_bound(runs_.begin(), runs_.end(), 0, before);
+           run != runs_.end() && run->row == row && run->begin <= pixel.x + half; ++run) {
+        elect(static_cast<std::size_t>(run - runs_.begin()));
       }
+    }
+  }
+
+  void elect(std::size_t i) {
+    values_[i] = nothing;
+    ranked_[i] = 0;
+    find_open(runs_[i]);
+    for (const Span& span : open_) {
+      values_[i] = std::max(values_[i], greatest(pixels(runs_[i].row, span.begin), span.end - span.begin));
     }
   }
 
