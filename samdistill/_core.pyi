@@ -13,17 +13,17 @@ def nms(
     boxes: npt.NDArray[np.float32] | npt.NDArray[np.float64], order: npt.NDArray[np.int64], iou: float
 ) -> npt.NDArray[np.int64]: ...
 
-Table: TypeAlias = tuple[  # area, boxes, centroids, mean probability
+_Table: TypeAlias = tuple[  # area, boxes, centroids, mean probability
     npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64] | None
 ]
-Runs: TypeAlias = tuple[
+_Runs: TypeAlias = tuple[
     npt.NDArray[np.int32], npt.NDArray[np.int32], int, int
 ]  # edges, labels, height, width
 
-Cleaning: TypeAlias = tuple[  # thresholds, keep, min_area_px, erosion, footprint
+_Cleaning: TypeAlias = tuple[  # thresholds, keep, min_area_px, erosion, footprint
     npt.NDArray[np.float32], "Keep", int, bool, npt.NDArray[np.int32] | None
 ]
-Sets: TypeAlias = tuple[  # class index, component, boxes, points, point labels, offsets
+_Sets: TypeAlias = tuple[  # class index, component, boxes, points, point labels, offsets
     npt.NDArray[np.int32],
     npt.NDArray[np.int32],
     npt.NDArray[np.float32],
@@ -35,16 +35,17 @@ Sets: TypeAlias = tuple[  # class index, component, boxes, points, point labels,
 class NotANumber(ValueError): ...
 
 class Keep(Enum):
+    __pybind11_native_enum__: object
     likeliest = ...
     largest = ...
     all = ...
 
 def label(
     mask: npt.NDArray[np.bool_] | npt.NDArray[np.uint8], diagonal: bool
-) -> tuple[npt.NDArray[np.int32], Table]: ...
+) -> tuple[npt.NDArray[np.int32], _Table]: ...
 def summarize(
     map: npt.NDArray[np.float32], threshold: float, diagonal: bool
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], Table]: ...
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], _Table]: ...
 def paint(
     edges: npt.NDArray[np.int32], run_labels: npt.NDArray[np.int32], height: int, width: int
 ) -> npt.NDArray[np.int32]: ...
@@ -58,6 +59,7 @@ def clean(
 ) -> npt.NDArray[np.bool_]: ...
 
 class PointRule(Enum):
+    __pybind11_native_enum__: object
     none = ...
     likeliest = ...
     centre = ...
@@ -77,4 +79,4 @@ def extract_prompts(
     negatives: bool,
     seed: int,
     with_masks: bool,
-) -> tuple[Sets, npt.NDArray[np.bool_] | None]: ...
+) -> tuple[_Sets, npt.NDArray[np.bool_] | None]: ...

@@ -51,7 +51,7 @@ class Components:
     centroids: npt.NDArray[np.float64]
     mean_probability: npt.NDArray[np.float64] | None
 
-    def __init__(self, labels: Labels | None, table: _core.Table, runs: _core.Runs | None = None) -> None:
+    def __init__(self, labels: Labels | None, table: _core._Table, runs: _core._Runs | None = None) -> None:
         self._labels = labels
         self._runs = runs  # edges, label of each run, height, width: what the label image is painted from
         self.area_px, self.boxes, self.centroids, self.mean_probability = table
@@ -302,7 +302,7 @@ def core_cleaning(
     keep: Keep,
     min_area_px: int,
     morphology: Morphology | None,
-) -> _core.Cleaning:
+) -> _core._Cleaning:
     """Check the arguments of `clean` and turn them into the core's; for those who clean inside the core."""
     if keep not in _KEEP:
         raise ValueError(f"keep must be one of {get_args(Keep)}, not {keep!r}.")
