@@ -187,7 +187,7 @@ SAMDISTILL_INLINE inline void sums_body(const float* map, std::size_t pixels, co
 typedef std::int32_t Pixels __attribute__((vector_size(64)));
 constexpr std::size_t kPixels = 16;
 
-SAMDISTILL_INLINE inline void store(std::int32_t* to, Pixels pixels) {
+SAMDISTILL_INLINE inline void store(std::int32_t* to, const Pixels& pixels) {
   std::memcpy(to, &pixels, sizeof pixels);
 }
 
