@@ -20,10 +20,19 @@ def small_sam(seed: int = 0) -> Any:
         PromptEncoder(64, (8, 8), (128, 128), 16),
         MaskDecoder(transformer_dim=64, transformer=TwoWayTransformer(2, 64, 4, 128), iou_head_hidden_dim=64),
     )
-    # Fresh weights give logits near zero; larger ones make masks that differ from one prompt to the next.
+    # Fresh weights make all masks alike; these differ from point to point, as a trained decoder's do.
     with torch.no_grad():
-        for parameter in sam.mask_decoder.parameters():
-            parameter.mul_(1.5)
+        for embedding in sam.prompt_encoder.point_embeddings:
+            embedding.weight.mul_(0.1)
+        sam.mask_decoder.mask_tokens.weight.mul_(0.3)
+        for layer in sam.mask_decoder.transformer.layers:
+            layer.self_attn.v_proj.weight.mul_(3)
+            layer.cross_attn_token_to_image.q_proj.weight.mul_(6)
+            layer.cross_attn_token_to_image.v_proj.weight.mul_(3)
+        for mlp in sam.mask_decoder.output_hypernetworks_mlps:
+            mlp.layers[-1].weight.mul_(400)
+        sam.mask_decoder.iou_prediction_head.layers[-1].weight.mul_(4)
+        sam.mask_decoder.iou_prediction_head.layers[-1].bias.fill_(1.2)
     return sam.eval()
 
 

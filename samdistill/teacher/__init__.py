@@ -1,6 +1,7 @@
 """Teachers: a frozen SAM behind one interface. Needs the extra `train`."""
 
 from samdistill.teacher.load import load_teacher
+from samdistill.teacher.propose import ProposeConfig
 from samdistill.teacher.sam import Embedding, Teacher, TeacherMasks
 
-__all__ = ["Embedding", "Teacher", "TeacherMasks", "load_teacher"]
+__all__ = ["Embedding", "ProposeConfig", "Teacher", "TeacherMasks", "load_teacher"]

@@ -49,12 +49,7 @@ def encode_prompts(encoder: nn.Module, batch: PromptBatch) -> tuple[torch.Tensor
         (N, P + 2, C) tokens, (N, P + 2) bool which of them exist, (N, C, h, w) dense embeddings.
     """
     e: Any = encoder
-    labels = batch.point_labels[..., None]
-    points = e.pe_layer.forward_with_coords(batch.points + 0.5, e.input_image_size)
-    points = torch.where(labels == -1, e.not_a_point_embed.weight, points)
-    points = (
-        points + (labels == 0) * e.point_embeddings[0].weight + (labels == 1) * e.point_embeddings[1].weight
-    )
+    points = encode_points(encoder, batch.points, batch.point_labels)
     corners = e.pe_layer.forward_with_coords(batch.boxes.reshape(-1, 2, 2) + 0.5, e.input_image_size)
     corners = corners + torch.cat([e.point_embeddings[2].weight, e.point_embeddings[3].weight])
     exists = torch.cat([batch.point_labels != UNUSED, batch.has_box[:, None].expand(-1, 2)], dim=1)
@@ -67,6 +62,17 @@ def encode_prompts(encoder: nn.Module, batch: PromptBatch) -> tuple[torch.Tensor
         has_dense[:, None, None, None], e.mask_downscaling(masks), e.no_mask_embed.weight[..., None, None]
     )
     return torch.cat([points, corners], dim=1), exists, dense
+
+
+def encode_points(encoder: nn.Module, points: torch.Tensor, point_labels: torch.Tensor) -> torch.Tensor:
+    """(N, P, 2) points of (N, P) labels, as in `PromptBatch`, to (N, P, C) tokens."""
+    e: Any = encoder
+    labels = point_labels[..., None]
+    tokens = e.pe_layer.forward_with_coords(points + 0.5, e.input_image_size)
+    tokens = torch.where(labels == -1, e.not_a_point_embed.weight, tokens)
+    kinds = (labels == 0) * e.point_embeddings[0].weight + (labels == 1) * e.point_embeddings[1].weight
+    encoded: torch.Tensor = tokens + kinds
+    return encoded
 
 
 def decode(

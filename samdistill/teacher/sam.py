@@ -20,7 +20,9 @@ from torch.nn import functional
 from samdistill.arrays import Image, Mask, check_image
 from samdistill.errors import DeviceUnavailable
 from samdistill.prompts import Prompts
+from samdistill.proposals import Proposals
 from samdistill.teacher.decoder import UNUSED, PromptBatch, decode, encode_prompts
+from samdistill.teacher.propose import ProposeConfig, propose
 from samdistill.torchvision_cure import cure
 
 cure()
@@ -209,6 +211,12 @@ class Teacher:
             self.model.mask_decoder, features, encoder.get_dense_pe(), tokens, exists, dense
         )
         return logits, scores
+
+    def propose(
+        self, embedding: Embedding, config: ProposeConfig | None = None, *, image: Image | None = None
+    ) -> Proposals:
+        """Find everything in an image; see `propose.propose`."""
+        return propose(self, embedding, config, image=image)
 
     @property
     def mask_threshold(self) -> float:

@@ -1,0 +1,203 @@
+"""Embeddings on disk, so that an image meets the encoder once.
+
+Keyed by the image's pixels, the teacher's weights and its preprocessing; fp16. Any number of processes may
+read and write one folder: an entry appears whole or not at all, and what a killed writer leaves behind is
+swept up later. Knows no data set and no training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import struct
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from samdistill.arrays import Image, check_image
+from samdistill.errors import UsageError
+from samdistill.io.files import write_bytes
+from samdistill.teacher.sam import Embedding, Teacher
+
+MAGIC = b"samdistill-embedding-1\n"
+HEADER = struct.Struct("<7I")  # channels, height, width; the image's height, width; the input's height, width
+ABANDONED_S = 3600.0  # a temporary file older than this has no writer any more
+
+
+@dataclass(frozen=True)
+class CacheStatistics:
+    """What a cache did since it was opened."""
+
+    hits: int
+    misses: int
+    evicted: int
+
+
+class EmbeddingCache:
+    """A folder of embeddings.
+
+    Parameters
+    ----------
+    folder
+        Made if it is missing.
+    max_bytes
+        After a write the entries longest unused go until the folder is below this; None: no limit.
+    """
+
+    def __init__(self, folder: Path, *, max_bytes: int | None = None) -> None:
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError(f"max_bytes must be positive or None, not {max_bytes}.")
+        self.folder, self.max_bytes = folder, max_bytes
+        self._hits = self._misses = self._evicted = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"the embedding cache {folder} cannot be made: {error.strerror}.") from error
+
+    @property
+    def statistics(self) -> CacheStatistics:
+        """Hits, misses and evictions so far."""
+        return CacheStatistics(self._hits, self._misses, self._evicted)
+
+    def embed(
+        self, teacher: Teacher, images: Sequence[Image], *, progress: Callable[[int, int], None] | None = None
+    ) -> list[Embedding]:
+        """Embed images, running the encoder only on those that are not in the cache.
+
+        What comes from the encoder is rounded to fp16 as what comes from disk is, so that a first run and a
+        second see the same.
+
+        Parameters
+        ----------
+        teacher
+            Any.
+        images
+            uint8 (H, W, 3) RGB each.
+        progress
+            Called with images done and images in total.
+        """
+        found: list[Embedding] = []
+        for image in images:
+            key = entry_key(teacher, image)
+            embedding = self._read(key, teacher.device)
+            if embedding is None:
+                self._misses += 1
+                (fresh,) = teacher.embed([image])
+                embedding = Embedding(fresh.features.half().float(), fresh.image_size, fresh.input_size)
+                self._write(key, embedding)
+            else:
+                self._hits += 1
+            found.append(embedding)
+            if progress is not None:
+                progress(len(found), len(images))
+        return found
+
+    def fill(
+        self,
+        teacher: Teacher,
+        images: Iterable[Callable[[], Image]],
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Put images into the cache one by one without holding more than one; return how many were new."""
+        before = self._misses
+        for done, read in enumerate(images, start=1):
+            image = read()
+            key = entry_key(teacher, image)
+            if self._path(key).is_file():
+                self._hits += 1
+            else:
+                self.embed(teacher, [image])
+            if progress is not None:
+                progress(done)
+        return self._misses - before
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.bin"
+
+    def _read(self, key: str, device: torch.device) -> Embedding | None:
+        """Read an entry; one that is damaged (a disk's fault, no writer leaves such) counts as missing."""
+        path = self._path(key)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        embedding = decode_entry(content, device)
+        if embedding is None:
+            path.unlink(missing_ok=True)
+            return None
+        with contextlib.suppress(OSError):  # evicted by somebody else meanwhile, or a read-only cache
+            os.utime(path)  # eviction goes by last use
+        return embedding
+
+    def _write(self, key: str, embedding: Embedding) -> None:
+        """Write an entry; a full or read-only disk leaves the cache as it was and says so."""
+        path = self._path(key)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_bytes(path, encode_entry(embedding))
+        except OSError as error:
+            raise UsageError(
+                f"the embedding cache {self.folder} cannot be written: {error.strerror}. Free space, or name "
+                "another folder."
+            ) from error
+        if self.max_bytes is not None:
+            self._evict(self.max_bytes)
+
+    def _evict(self, max_bytes: int) -> None:
+        entries = []
+        for path in self.folder.glob("??/*"):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue
+            entries.append((stat.st_mtime, stat.st_size, path))
+        total = sum(size for _, size, _ in entries)
+        for used, size, path in sorted(entries):
+            unfinished = path.suffix == ".tmp"
+            if unfinished and time.time() - used > ABANDONED_S:
+                path.unlink(missing_ok=True)
+                total -= size
+            elif not unfinished and total > max_bytes:
+                path.unlink(missing_ok=True)
+                self._evicted += 1
+                total -= size
+
+
+def entry_key(teacher: Teacher, image: Image) -> str:
+    """Name an embedding: SHA-256 of weights, preprocessing, size and pixels."""
+    image = check_image(image)
+    digest = hashlib.sha256()
+    what = (teacher.weights_sha256, teacher.preprocessing, teacher.input_side, image.shape)
+    digest.update(f"{what}\n".encode())
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+def encode_entry(embedding: Embedding) -> bytes:
+    """An entry's bytes: magic, header, features as little-endian fp16, SHA-256 of all that."""
+    features = embedding.features.detach().cpu().numpy().astype("<f2")
+    header = HEADER.pack(*features.shape, *embedding.image_size, *embedding.input_size)
+    content = MAGIC + header + features.tobytes()
+    return content + hashlib.sha256(content).digest()
+
+
+def decode_entry(content: bytes, device: torch.device) -> Embedding | None:
+    """The embedding in an entry's bytes; None where they are damaged."""
+    body, digest = content[:-32], content[-32:]
+    if not body.startswith(MAGIC) or hashlib.sha256(body).digest() != digest:
+        return None
+    start = len(MAGIC) + HEADER.size
+    channels, height, width, image_h, image_w, input_h, input_w = HEADER.unpack(body[len(MAGIC) : start])
+    features: npt.NDArray[np.float16] = np.frombuffer(body, "<f2", offset=start)
+    return Embedding(
+        torch.from_numpy(features.reshape(channels, height, width).astype(np.float32)).to(device),
+        (image_h, image_w),
+        (input_h, input_w),
+    )
