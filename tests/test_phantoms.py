@@ -98,21 +98,21 @@ def test_a_series_is_varied(kind: str) -> None:
 
 def test_endoscopy_has_one_to_three_lesions() -> None:
     label = pytest.importorskip("scipy.ndimage").label
-    counts = {label(make("endoscopy", index=index).masks[0])[1] for index in range(40)}
+    counts = {label(make("endoscopy", index=index, size=(128, 128)).masks[0])[1] for index in range(40)}
     assert counts == {1, 2, 3}
 
 
 def test_ultrasound_lacks_a_class_now_and_then_and_xray_never() -> None:
-    present = np.array([make("ultrasound", index=i).masks.any(axis=(1, 2)) for i in range(40)])
+    present = np.array([make("ultrasound", index=i, size=(96, 96)).masks.any(axis=(1, 2)) for i in range(40)])
     assert (present.mean(axis=0) > 0.5).all()
     assert (present.mean(axis=0) < 1.0).all()
     assert present.any(axis=1).mean() > 0.9
-    bones = np.array([make("xray", index=i).masks.any(axis=(1, 2)) for i in range(40)])
+    bones = np.array([make("xray", index=i, size=(96, 96)).masks.any(axis=(1, 2)) for i in range(40)])
     assert bones.mean() > 0.95
 
 
 def test_xray_classes_overlap() -> None:
-    overlapping = [make("xray", index=index).masks.sum(axis=0).max() for index in range(20)]
+    overlapping = [make("xray", index=index, size=(96, 96)).masks.sum(axis=0).max() for index in range(20)]
     assert np.mean(np.array(overlapping) > 1) > 0.6
 
 
