@@ -24,11 +24,14 @@ demo: setup
 test: setup lint
 	$(BIN)/python -m pytest
 
+# mypy looks at the package as it is installed, samdistill.export inside.
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
-	$(BIN)/mypy -p samdistill
+	rm -rf build/typed && mkdir -p build/typed
+	cp -r samdistill build/typed/samdistill && cp -r export build/typed/samdistill/export
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p samdistill
 	$(BIN)/stubtest samdistill._core
 
 format: setup

@@ -14,6 +14,7 @@ from torch import nn
 
 from samdistill.errors import UsageError
 from samdistill.torchvision_cure import cure
+from samdistill.train import encoder
 from samdistill.train.config import StudentConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -38,6 +39,7 @@ class Student(nn.Module):
         cure()
         import segmentation_models_pytorch as smp
 
+        encoder.register()
         with _offline():
             try:
                 self.net = smp.UnetPlusPlus(
@@ -49,7 +51,7 @@ class Student(nn.Module):
             except KeyError as error:
                 raise UsageError(
                     f"encoder must be a name segmentation_models_pytorch knows, not {config.encoder!r}; "
-                    "for example resnet34, efficientnet-b0 or tu-mobilenetv3_small_100."
+                    "for example resnet34, plain or tu-mobilenetv3_small_100."
                 ) from error
             except RuntimeError as error:
                 if "Unknown model" in str(error) or "Invalid pretrained" in str(error):
@@ -90,6 +92,12 @@ def build_student(config: StudentConfig, classes: int) -> tuple[Student, str]:
     UsageError
         When "imagenet" is demanded and the weights are not in the cache.
     """
+    if config.encoder == encoder.NAME:
+        if config.encoder_weights == "imagenet":
+            raise UsageError(
+                f"the encoder {encoder.NAME} has no ImageNet weights; it trains from random ones."
+            )
+        return Student(config, classes), "none"
     if config.encoder_weights != "none":
         try:
             return Student(config, classes, pretrained=True), "imagenet"
@@ -103,17 +111,17 @@ def build_student(config: StudentConfig, classes: int) -> tuple[Student, str]:
     return Student(config, classes), "none"
 
 
-def fetch_encoder(encoder: str) -> None:
+def fetch_encoder(name: str) -> None:
     """Download an encoder's ImageNet weights into the local cache; the one place that uses the network."""
     cure()
     import segmentation_models_pytorch as smp
 
-    smp.encoders.get_encoder(encoder, weights=_weights(encoder))
+    smp.encoders.get_encoder(name, weights=_weights(name))
 
 
-def _weights(encoder: str) -> str | bool:
+def _weights(name: str) -> str | bool:
     """How segmentation_models_pytorch wants ImageNet weights asked for: timm's names carry their tag."""
-    return True if encoder.startswith("tu-") else "imagenet"
+    return True if name.startswith("tu-") else "imagenet"
 
 
 @contextlib.contextmanager
