@@ -212,7 +212,7 @@ PRESETS: dict[str, TrainConfig] = {
         optimiser=OptimiserConfig(
             learning_rate=3e-3, weight_decay=0.01, schedule="cosine", min_learning_rate=1e-5
         ),
-        # Flips and a little light: what pays within a thousand steps; rotation and zoom cost more than they bring.
+        # Flips and a little light: rotation and zoom cost more than they bring within a thousand steps.
         augment=AugmentConfig(rotate=0.0, crop="random", brightness=0.1, contrast=0.15),
     ),
 }
