@@ -2,8 +2,8 @@
 
 A case names one call of samdistill and the peers it is measured against. All are called in turns in one
 process, so that whatever the machine does meanwhile happens to each of them, and medians are compared. Times
-are of the calling thread on its processor: every contestant runs in one thread, and on a machine that others use
-the wall clock would measure the waiting. Knows no kernel.
+are of the calling thread on its processor: every contestant runs in one thread, and on a machine that others
+use the wall clock would measure the waiting. Knows no kernel.
 """
 
 from __future__ import annotations
