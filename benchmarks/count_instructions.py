@@ -2,11 +2,11 @@
 
     python benchmarks/count_instructions.py [--update] [--build FOLDER]
 
-So that a regression shows on a noisy machine. Builds csrc/tests/instructions.cpp, runs each case under valgrind
-and compares with results/instructions.json. Fails when a case takes more than TOLERANCE more instructions than
-recorded; --update records what was counted. The counts are the same from run to run, but not from compiler to
-compiler, nor between instruction sets, so figures are kept for each; valgrind knows AVX2 but not AVX-512. Fewer
-instructions are not always less time: benchmarks/bench_kernels.py has the last word.
+So that a regression shows on a noisy machine. Builds csrc/tests/instructions.cpp, runs each case under
+valgrind and compares with results/instructions.json. Fails when a case takes more than TOLERANCE more
+instructions than recorded; --update records what was counted. The counts are the same from run to run, but
+not from compiler to compiler, nor between instruction sets, so figures are kept for each; valgrind knows AVX2
+but not AVX-512. Fewer instructions are not always less time: benchmarks/bench_kernels.py has the last word.
 """
 
 from __future__ import annotations
