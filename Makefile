@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 
-.PHONY: setup demo test lint format sanitize fuzz bench clean
+.PHONY: setup demo test lint format sanitize fuzz instructions bench clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,35 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+
+FUZZ_SECONDS ?= 600
+
+# The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: setup
+	$(BIN)/cmake -G Ninja -S csrc -B build/sanitize -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -DSAMDISTILL_PYTHON=OFF -DSAMDISTILL_TESTS=ON "-DSAMDISTILL_SANITIZE=address;undefined"
+	$(BIN)/cmake --build build/sanitize
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+
+# libFuzzer needs clang; FUZZ_SECONDS for each target.
+fuzz: setup
+	$(BIN)/cmake -G Ninja -S csrc -B build/fuzz -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -DCMAKE_CXX_COMPILER=clang++ -DSAMDISTILL_PYTHON=OFF -DSAMDISTILL_FUZZ=ON
+	$(BIN)/cmake --build build/fuzz
+	for target in build/fuzz/fuzz/fuzz_*; do \
+	  test -x $$target -a -f $$target || continue; \
+	  mkdir -p build/corpus/$$(basename $$target); \
+	  $$target -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 build/corpus/$$(basename $$target) \
+	    2> build/$$(basename $$target).log || { cat build/$$(basename $$target).log; exit 1; }; \
+	  grep number_of_executed_units build/$$(basename $$target).log; \
+	done
+
+# Instructions of fixed cases, so that a regression shows on a noisy machine (valgrind).
+instructions: setup
+	$(BIN)/python benchmarks/count_instructions.py --build build/instructions
+
+bench: setup
+	$(BIN)/python benchmarks/bench_kernels.py
 
 clean:
 	rm -rf build dist demo wheelhouse
