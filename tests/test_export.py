@@ -1,0 +1,393 @@
+"""Export publishes what agrees with PyTorch, and nothing else; whenever it dies, no half bundle is left."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from bundles import colours
+from colour_student import CLASS_NAMES, ColourStudent
+from torch import nn
+
+import samdistill.export.bundle as publishing
+from samdistill import phantoms
+from samdistill.errors import BundleError, InputRejected, UsageError
+from samdistill.export.bundle import Published, Source, export_run, publish
+from samdistill.export.golden import make_golden, unapply
+from samdistill.export.onnx import export_onnx, with_fixed_padding
+from samdistill.export.parity import ParityError, measure
+from samdistill.geometry import ModelFrame
+from samdistill.intensity import IntensityRule
+from samdistill.io.dataset import Case, open_dataset
+from samdistill.phantoms.folder import write
+from samdistill.predictor import Predictor
+from samdistill.runtime import Engine, open_engine
+from samdistill.train.config import load_config
+from samdistill.train.launch import train
+from samdistill.train.run import Run
+from samdistill.verify import GoldenCase, verify
+
+HERE = Path(__file__).resolve().parent
+
+
+def source(student: nn.Module | None = None) -> Source:
+    return Source(student or ColourStudent(), CLASS_NAMES, False, IntensityRule(), 64, {"seed": 1})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("secret_hospital") / "data"
+    write(folder, "endoscopy", 20, seed=5, size=(48, 70))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cases(data: Path) -> list[Case]:
+    return list(open_dataset(data).cases[:4])
+
+
+@pytest.fixture(scope="module")
+def model() -> bytes:
+    return export_onnx(ColourStudent())
+
+
+class Changed:
+    """An engine that spoils another's answer."""
+
+    def __init__(self, engine: Engine, change: Any) -> None:
+        self.engine, self.change = engine, change
+        self.runtime, self.provider = engine.runtime, engine.provider
+        self.inputs, self.outputs = engine.inputs, engine.outputs
+
+    def run(self, inputs: Any) -> dict[str, Any]:
+        return {"logits": self.change(self.engine.run(inputs)["logits"])}
+
+
+def compare(model: bytes, change: Any, images: list[Any]) -> Any:
+    return measure(
+        ColourStudent(),
+        Changed(open_engine(model), change),
+        images,
+        size=64,
+        thresholds=(0.5, 0.5),
+        multi_label=False,
+    )
+
+
+# --- the gate
+
+
+def test_a_faithful_network_passes_the_gate(model: bytes) -> None:
+    report = compare(model, lambda logits: logits, [colours(), colours(50, 90)])
+    assert report.failures() == []
+    assert (report.images, report.masks, report.flips) == (2, 4, 0)
+    assert report.mean_dice == 1
+    assert report.max_logit_difference < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda logits: logits + 1.0, "logits differ by"),
+        (lambda logits: logits[:, ::-1], "mean mask Dice"),
+        (lambda logits: np.roll(logits, 1, axis=3), "mean mask Dice"),
+        (lambda logits: -np.abs(logits), "empty on one side only"),
+        (lambda logits: logits * np.float32(1.01), "logits differ by"),
+        (lambda logits: np.where(logits > 8, np.float32("nan"), logits), "logits differ by inf"),
+    ],
+)
+def test_a_network_that_answers_otherwise_is_stopped_and_the_gate_says_by_what(
+    model: bytes, change: Any, message: str
+) -> None:
+    report = compare(model, change, [colours(), colours(50, 90)])
+    with pytest.raises(ParityError, match=rf"{message}.*Nothing was published"):
+        report.require()
+
+
+def test_the_gate_needs_an_image(model: bytes) -> None:
+    with pytest.raises(InputRejected, match="at least one image"):
+        compare(model, lambda logits: logits, [])
+
+
+def test_a_graph_that_only_works_in_the_size_of_the_images_is_stopped(model: bytes) -> None:
+    """Square images alone would not show it; the gate tries other batches and sides."""
+
+    def square_only(logits: Any) -> Any:
+        return logits if logits.shape[2] == logits.shape[3] else logits[..., ::-1]
+
+    with pytest.raises(ParityError, match="logits differ by"):
+        compare(model, square_only, [colours(64, 64)]).require()
+
+
+def test_a_graph_edited_to_give_wrong_masks_is_not_published(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(student: nn.Module) -> bytes:
+        graph = onnx.load_from_string(export_onnx(student))
+        bias = graph.graph.initializer[-1]
+        moved = onnx.numpy_helper.to_array(bias) + np.float32(0.7)
+        bias.CopyFrom(onnx.numpy_helper.from_array(moved, bias.name))
+        return graph.SerializeToString()
+
+    monkeypatch.setattr(publishing, "export_onnx", wrong)
+    with pytest.raises(ParityError):
+        publish(source(), cases, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_that_does_not_verify_is_not_published(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*arguments: Any, **options: Any) -> dict[str, tuple[str, GoldenCase]]:
+        made = make_golden(*arguments, **options)
+        return {
+            name: (origin, GoldenCase(case.pixels, ~case.masks, case.probability_maps))
+            for name, (origin, case) in made.items()
+        }
+
+    monkeypatch.setattr(publishing, "make_golden", wrong)
+    with pytest.raises(BundleError, match="golden cases come out otherwise"):
+        publish(source(), cases, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the network
+
+
+def test_any_batch_and_any_multiple_of_32_gives_what_pytorch_gives(model: bytes) -> None:
+    engine, student = open_engine(model), ColourStudent()
+    random = np.random.default_rng(0)
+    for shape in ((1, 3, 32, 32), (2, 3, 64, 32), (5, 3, 96, 160)):
+        pixels = random.integers(0, 256, shape, dtype=np.uint8)
+        with torch.inference_mode():
+            wanted = student(torch.from_numpy(pixels)).numpy()
+        np.testing.assert_allclose(engine.run({"pixels": pixels})["logits"], wanted, atol=1e-4)
+
+
+def test_the_network_names_no_path_and_no_line_of_code(model: bytes) -> None:
+    graph = onnx.load_from_string(model)
+    assert [entry.name for entry in graph.graph.input] == ["pixels"]
+    assert [entry.name for entry in graph.graph.output] == ["logits"]
+    for word in (b".py", b"site-packages", b"stack_trace", b"ColourStudent"):
+        assert word not in model
+    assert not graph.metadata_props
+    assert not any(node.metadata_props or node.doc_string for node in graph.graph.node)
+
+
+def test_exporting_leaves_the_student_as_it_was() -> None:
+    student = ColourStudent().train()
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    export_onnx(student)
+    assert student.training
+    assert all(torch.equal(before[key], value) for key, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (3, 1, 2), (1, 2, 1), (7, 4, 1)]
+)
+def test_same_padding_by_constants_is_same_padding(kernel: int, stride: int, dilation: int) -> None:
+    class Conv2dSame(nn.Conv2d):
+        """As timm's: pads to ceil(side / stride), more on the right."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            pads: list[int] = []
+            for side in (x.shape[3], x.shape[2]):
+                total = max((-(-side // stride) - 1) * stride + (kernel - 1) * dilation + 1 - side, 0)
+                pads += [total // 2, total - total // 2]
+            return nn.functional.conv2d(
+                nn.functional.pad(x, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups
+            )
+
+    student = nn.Sequential(Conv2dSame(3, 4, kernel, stride, dilation=dilation)).eval()
+    pixels = torch.rand(2, 3, 64, 96)
+    fixed = with_fixed_padding(student)
+    assert type(fixed[0]) is nn.Sequential
+    torch.testing.assert_close(fixed(pixels), student(pixels))
+
+
+# --- golden cases
+
+
+RULES = [
+    IntensityRule(),
+    IntensityRule("window", -1000.0, 3000.0),
+    IntensityRule("percentiles", 1.0, 99.0),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
+def test_golden_cases_are_phantoms_under_every_intensity_rule(rule: IntensityRule) -> None:
+    made = make_golden(ColourStudent(), size=64, intensity=rule, thresholds=(0.5, 0.5), multi_label=False)
+    assert list(made) == list(phantoms.KINDS)
+    for kind, (origin, case) in made.items():
+        index = int(origin.split("index ")[1].split(",")[0])
+        picture = phantoms.make(kind, seed=20, index=index, size=case.masks.shape[1:]).image
+        np.testing.assert_array_equal(case.pixels, unapply(picture, rule))
+        assert rule.apply(case.pixels).shape[:2] == case.masks.shape[1:]
+
+
+def test_under_a_window_a_phantom_keeps_its_greys() -> None:
+    rule = IntensityRule("window", -1000.0, 3000.0)
+    picture = phantoms.make("ultrasound", size=(40, 40)).image
+    assert np.abs(rule.apply(unapply(picture, rule)).astype(int) - picture.astype(int)).max() <= 1
+
+
+# --- publishing
+
+
+def test_what_is_there_is_not_overwritten(cases: list[Case], tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    first = publish(source(), cases, out)
+    with pytest.raises(UsageError, match="--force"):
+        publish(source(), cases, out)
+    second = publish(source(), cases, out, force=True, name="another")
+    assert first.sha256 != second.sha256
+    assert Predictor.load(out).bundle_sha256 == second.sha256
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_no_bundle_is_never_touched(cases: list[Case], tmp_path: Path, force: bool) -> None:
+    out = tmp_path / "thesis"
+    out.mkdir()
+    (out / "thesis.tex").write_text("five years")
+    for place in (out, out / "thesis.tex"):
+        with pytest.raises(UsageError, match="is no bundle and stays"):
+            publish(source(), cases, place, force=force)
+    assert (out / "thesis.tex").read_text() == "five years"
+
+
+def test_an_empty_folder_may_become_a_bundle(cases: list[Case], tmp_path: Path) -> None:
+    publish(source(), cases, tmp_path)
+    verify(tmp_path)
+
+
+def test_a_run_without_validation_images_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(InputRejected, match="must have validation images"):
+        publish(source(), [], tmp_path / "bundle")
+
+
+SLOW_EXPORT = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import samdistill.export.bundle as publishing
+from test_export import source
+from samdistill.io.dataset import open_dataset
+
+def wait(name):
+    original = getattr(publishing, name)
+    def waiting(*arguments, **options):
+        print(name, flush=True)
+        time.sleep(60)
+        return original(*arguments, **options)
+    setattr(publishing, name, waiting)
+
+wait({moment!r})
+publishing.publish(source(), open_dataset(Path({data!r})).cases[:2], Path({out!r}), force=True)
+"""
+
+
+@pytest.mark.parametrize(("moment", "before"), [("verify", False), ("_replace", True)])
+def test_an_export_killed_at_any_moment_leaves_the_old_bundle_or_none(
+    cases: list[Case], data: Path, tmp_path: Path, moment: str, before: bool
+) -> None:
+    out = tmp_path / "bundle"
+    old = publish(source(), cases, out).sha256 if before else None
+    code = SLOW_EXPORT.format(tests=str(HERE), moment=moment, data=str(data), out=str(out))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline().strip() == moment
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    if old is None:
+        assert not out.exists()
+    else:
+        assert verify(out).bundle_sha256 == old
+    assert verify(publish(source(), cases, out, force=True).path)
+
+
+# --- from a run
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("config") / "tiny.toml"
+    file.write_text(
+        'preset = "light"\nprecision = "fp32"\nmin_epoch_steps = 2\nmax_steps = 2\nbatch = 2\nlabels = 10\n'
+        '[student]\nencoder = "tu-mobilenetv3_small_050"\ndecoder_channels = [16, 16, 8, 8, 8]\nsize = 32\n'
+    )
+    out = tmp_path_factory.mktemp("secret_home") / "run"
+
+    class Silent:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: None
+
+    train(data, out, load_config(file), Silent(), device="cpu")
+    return out
+
+
+@pytest.fixture(scope="module")
+def published(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    yield export_run(run, tmp_path_factory.mktemp("out") / "bundle", licence="CC BY 4.0")
+
+
+def test_a_trained_student_is_published_equal_to_itself(run: Path, published: Published) -> None:
+    opened = Run.load(run)
+    assert published.parity.images == len(opened.validation_cases())
+    assert published.parity.mean_dice >= 0.999
+    predictor = Predictor.load(published.path)
+    manifest = predictor.manifest
+    assert manifest.class_names == opened.class_names
+    assert manifest.input.size == 32
+    assert manifest.licence == "CC BY 4.0"
+    assert manifest.provenance["data_fingerprint"] == opened.record.data["fingerprint"]
+    assert manifest.provenance["steps"] == 2
+    image = opened.validation_cases()[0].read_image()
+    frame = ModelFrame.of(image.shape[:2], 32)
+    with torch.inference_mode():
+        logits = opened.load_student()(torch.from_numpy(frame.pixels(image)[None])).numpy()[0]
+    found = predictor.predict(image)
+    np.testing.assert_allclose(found.probability_maps, frame.probability_maps(logits), atol=1e-4)
+
+
+def test_a_bundle_tells_no_path_no_file_name_and_holds_no_real_image(
+    run: Path, data: Path, published: Published
+) -> None:
+    words = {str(Path.home()), "secret_hospital", "secret_home", str(Path.cwd()), "site-packages"}
+    for file in published.path.rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert not [word for word in words if len(word) > 3 and word.encode() in content], file
+    manifest = (published.path / "manifest.json").read_text()
+    assert not [case.image_path.name for case in open_dataset(data).cases if case.image_path.name in manifest]
+
+
+def test_a_run_that_cannot_be_read_or_has_lost_its_data_is_not_published(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputRejected, match=r"run\.json"):
+        export_run(tmp_path, tmp_path / "bundle")
+    with pytest.raises(InputRejected, match="images"):
+        export_run(run, tmp_path / "bundle", data=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_ends_with_2_when_a_bundle_is_in_the_way(run: Path, published: Published) -> None:
+    line = [sys.executable, "-m", "samdistill", "export", str(run), "--out", str(published.path)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "--force" in done.stderr
+    assert verify(published.path).bundle_sha256 == published.sha256
+
+
+def test_a_bundle_is_made_again_bit_by_bit(cases: list[Case], tmp_path: Path) -> None:
+    one, other = (publish(source(), cases, tmp_path / place, name="n") for place in "xy")
+    assert one.sha256 == other.sha256
