@@ -59,6 +59,12 @@ def model() -> bytes:
     return export_onnx(ColourStudent())
 
 
+@pytest.fixture
+def exported(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network is exported once for all tests that are about what comes after it."""
+    monkeypatch.setattr(publishing, "export_onnx", lambda student: model)
+
+
 class Changed:
     """An engine that spoils another's answer."""
 
@@ -143,6 +149,7 @@ def test_a_graph_edited_to_give_wrong_masks_is_not_published(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("exported")
 def test_a_bundle_that_does_not_verify_is_not_published(
     cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +250,7 @@ def test_under_a_window_a_phantom_keeps_its_greys() -> None:
 # --- publishing
 
 
+@pytest.mark.usefixtures("exported")
 def test_what_is_there_is_not_overwritten(cases: list[Case], tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     first = publish(source(), cases, out)
@@ -255,6 +263,7 @@ def test_what_is_there_is_not_overwritten(cases: list[Case], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("force", [False, True])
+@pytest.mark.usefixtures("exported")
 def test_what_is_no_bundle_is_never_touched(cases: list[Case], tmp_path: Path, force: bool) -> None:
     out = tmp_path / "thesis"
     out.mkdir()
@@ -265,6 +274,7 @@ def test_what_is_no_bundle_is_never_touched(cases: list[Case], tmp_path: Path, f
     assert (out / "thesis.tex").read_text() == "five years"
 
 
+@pytest.mark.usefixtures("exported")
 def test_an_empty_folder_may_become_a_bundle(cases: list[Case], tmp_path: Path) -> None:
     publish(source(), cases, tmp_path)
     verify(tmp_path)
@@ -297,6 +307,7 @@ publishing.publish(source(), open_dataset(Path({data!r})).cases[:2], Path({out!r
 
 
 @pytest.mark.parametrize(("moment", "before"), [("verify", False), ("_replace", True)])
+@pytest.mark.usefixtures("exported")
 def test_an_export_killed_at_any_moment_leaves_the_old_bundle_or_none(
     cases: list[Case], data: Path, tmp_path: Path, moment: str, before: bool
 ) -> None:
@@ -324,7 +335,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("config") / "tiny.toml"
     file.write_text(
         'preset = "light"\nprecision = "fp32"\nmin_epoch_steps = 2\nmax_steps = 2\nbatch = 2\nlabels = 10\n'
-        '[student]\nencoder = "tu-mobilenetv3_small_050"\ndecoder_channels = [16, 16, 8, 8, 8]\nsize = 32\n'
+        '[student]\nencoder = "plain"\ndecoder_channels = [16, 16, 8, 8, 8]\nsize = 32\n'
     )
     out = tmp_path_factory.mktemp("secret_home") / "run"
 
