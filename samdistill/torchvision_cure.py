@@ -38,7 +38,7 @@ def cure() -> bool:
         return False
     if _binary_loads(Path(spec.submodule_search_locations[0])):
         return False
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
     library.impl("nms", nms, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
@@ -91,5 +91,6 @@ def nms(dets: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch
         width = (torch.minimum(x1[i], x1[i + 1 :]) - torch.maximum(x0[i], x0[i + 1 :])).clamp(min=0)
         height = (torch.minimum(y1[i], y1[i + 1 :]) - torch.maximum(y0[i], y0[i + 1 :])).clamp(min=0)
         shared = width * height
-        alive[i + 1 :] &= ~(shared / (areas[i] + areas[i + 1 :] - shared) > iou_threshold)
+        overlap = shared / (areas[i] + areas[i + 1 :] - shared)
+        alive[i + 1 :] &= ~(overlap.double() > iou_threshold)  # torchvision's threshold is a double
     return order[kept]

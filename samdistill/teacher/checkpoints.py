@@ -10,6 +10,7 @@ import os
 import pickle
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,14 +209,16 @@ def read_state(path: Path) -> State:
     if not path.is_file():
         raise UsageError(f"{path} is no file. Name a checkpoint, or see `samdistill teacher list`.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's guesses at what is wrong; the answer is below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputRejected(
             f"{path} is damaged, or holds Python objects besides tensors, which are never loaded. Save its "
             "state_dict alone."
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputRejected(
             f"{path} must be a torch checkpoint, and is damaged or something else: {reason}"
         ) from error

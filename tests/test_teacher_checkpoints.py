@@ -1,0 +1,199 @@
+"""Loading teachers: what is refused, by which exception and exit code; fetching without a network."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the teacher needs the extra train")
+
+from small_sam import small_sam  # noqa: E402
+
+from samdistill.errors import DeviceUnavailable, InputRejected, SamdistillError, UsageError  # noqa: E402
+from samdistill.io.files import sha256_file  # noqa: E402
+from samdistill.teacher import checkpoints, load_teacher  # noqa: E402
+from samdistill.teacher.load import state_sha256  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "samdistill" / "teachers"
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("evil",)
+
+
+def vit_b_encoder_only() -> dict[str, torch.Tensor]:
+    return {"image_encoder.patch_embed.proj.weight": torch.zeros(768, 3, 16, 16)}
+
+
+def write(kind: str, path: Path) -> None:
+    """Make a bad checkpoint of one kind."""
+    if kind == "text":
+        path.write_text("version https://git-lfs.github.com/spec/v1")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "cut":
+        torch.save(vit_b_encoder_only(), path)
+        path.write_bytes(path.read_bytes()[:-400])
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(Evil()))
+    elif kind == "objects":
+        torch.save({"model": Evil()}, path)
+    elif kind == "list":
+        torch.save([torch.zeros(1)], path)
+    elif kind == "other network":
+        torch.save({"layer.weight": torch.zeros(3)}, path)
+    elif kind == "small sam":
+        torch.save(small_sam().state_dict(), path)
+    elif kind == "encoder only":
+        torch.save(vit_b_encoder_only(), path)
+    elif kind == "vit_l":
+        torch.save({"image_encoder.patch_embed.proj.weight": torch.zeros(1024, 3, 16, 16)}, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("text", "damaged"),
+        ("empty", "damaged"),
+        ("cut", "damaged"),
+        ("pickle", "damaged, or holds Python objects"),
+        ("objects", "Python objects besides tensors"),
+        ("list", "must be a state_dict of tensors"),
+        ("other network", "no encoder of theirs"),
+        ("small sam", "no encoder of theirs"),
+        ("encoder only", "must hold all weights of SAM's vit_b"),
+        ("vit_l", "must hold vit_b weights to be sam_vit_b, not vit_l"),
+    ],
+)
+def test_a_bad_checkpoint_is_named_and_refused(
+    kind: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "weights.pth"
+    write(kind, path)
+    with pytest.raises(InputRejected, match=message) as caught:
+        load_teacher(f"sam_vit_b:{path}")
+    assert str(path) in str(caught.value)
+    assert caught.value.exit_code == 4
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message", "code"),
+    [
+        ("sam_vit_x", UsageError, "teacher must be tiny, sam_vit_b", 2),
+        ("sam_vit_b:/nowhere/sam.pth", UsageError, "/nowhere/sam.pth is no file", 2),
+        ("/nowhere/sam.pth", UsageError, "/nowhere/sam.pth is no file", 2),
+        ("sam_vit_b", UsageError, "samdistill teacher fetch sam_vit_b.*sam_vit_b_01ec64.pth", 2),
+        ("medsam", UsageError, "medsam_vit_b.pth.*github.com/bowang-lab", 2),
+    ],
+)
+def test_a_teacher_that_is_not_there_says_what_to_do(
+    name: str, error: type[SamdistillError], message: str, code: int
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        load_teacher(name)
+    assert caught.value.exit_code == code
+
+
+@pytest.mark.parametrize("device", ["cuda:9", "tpu", "gpu"])
+def test_a_device_that_cannot_be_had_has_exit_code_6(device: str) -> None:
+    with pytest.raises(DeviceUnavailable) as caught:
+        load_teacher("sam_vit_b", device)
+    assert caught.value.exit_code == 6
+
+
+def test_a_damaged_file_in_the_cache_is_noticed_by_its_hash(empty_cache: Path) -> None:
+    empty_cache.mkdir(parents=True)
+    (empty_cache / "sam_vit_b_01ec64.pth").write_bytes(b"half a file")
+    with pytest.raises(InputRejected, match="must have the SHA-256 ec2df62732"):
+        load_teacher("sam_vit_b")
+    with pytest.raises(InputRejected, match="must have the SHA-256 ec2df62732"):
+        checkpoints.fetch("sam_vit_b")
+
+
+class Response(io.BytesIO):
+    headers: dict[str, str] = {}  # noqa: RUF012
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, content: bytes) -> list[str]:
+    asked: list[str] = []
+
+    def urlopen(url: str, timeout: float) -> Response:
+        asked.append(url)
+        response = Response(content)
+        response.headers = {"Content-Length": str(len(content))}
+        return response
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    return asked
+
+
+def test_fetch_takes_the_official_address_and_tells_progress(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty_cache: Path
+) -> None:
+    content = bytes(3_000_000)
+    (tmp_path / "content").write_bytes(content)
+    right = checkpoints.known("sam_vit_b").__class__(
+        "vit_b",
+        "sam_vit_b_01ec64.pth",
+        "page",
+        checkpoints.known("sam_vit_b").url,
+        sha256_file(tmp_path / "content"),
+        3,
+    )
+    monkeypatch.setitem(checkpoints.KNOWN, "sam_vit_b", right)
+    asked = serve(monkeypatch, content)
+    told: list[tuple[int, int]] = []
+    path = checkpoints.fetch("sam_vit_b", progress=lambda done, total: told.append((done, total)))
+    assert path == empty_cache / "sam_vit_b_01ec64.pth"
+    assert path.read_bytes() == content
+    assert told[-1] == (3_000_000, 3_000_000)
+    assert len(told) >= 3
+    assert asked == ["https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth"]
+    checkpoints.fetch("sam_vit_b")
+    assert len(asked) == 1
+
+
+def test_fetch_keeps_nothing_of_a_file_with_another_hash(
+    monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> None:
+    serve(monkeypatch, b"<html>a proxy's login page</html>")
+    with pytest.raises(InputRejected, match="must have the SHA-256"):
+        checkpoints.fetch("sam_vit_b")
+    assert list(empty_cache.iterdir()) == []
+
+
+def test_an_unreachable_address_says_how_to_bring_the_file_by_hand(
+    monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> None:
+    def urlopen(url: str, timeout: float) -> Response:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    with pytest.raises(DeviceUnavailable, match=r"no route to host.*Get sam_vit_b_01ec64.pth") as caught:
+        checkpoints.fetch("sam_vit_b")
+    assert str(empty_cache) in str(caught.value)
+    with pytest.raises(UsageError, match="no direct address"):
+        checkpoints.fetch("medsam")
+
+
+def test_weights_are_named_by_their_values_alone(tmp_path: Path) -> None:
+    state = small_sam().state_dict()
+    torch.save(state, tmp_path / "a.pth")
+    again = torch.load(tmp_path / "a.pth", weights_only=True)
+    assert state_sha256(dict(reversed(again.items()))) == state_sha256(state)
+    again["mask_decoder.iou_token.weight"][0, 0] += 1e-3
+    assert state_sha256(again) != state_sha256(state)
