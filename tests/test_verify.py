@@ -141,20 +141,43 @@ def test_a_changed_threshold_with_right_hashes_is_found_by_its_golden_cases(tiny
         verify(tiny_bundle)
 
 
+def test_probabilities_that_drift_without_changing_a_mask_are_found(tiny_bundle: Path) -> None:
+    """Every logit grows by a twentieth: hardly a pixel changes sides, but no probability is right."""
+    model = onnx.load(tiny_bundle / "student.onnx")
+    for tensor in model.graph.initializer[-2:]:
+        values = onnx.numpy_helper.to_array(tensor) * np.float32(1.05)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, tiny_bundle / "student.onnx")
+    rewrite(tiny_bundle)
+    with pytest.raises(BundleError, match="golden cases come out otherwise"):
+        verify(tiny_bundle)
+
+
 def test_a_golden_case_that_is_none_is_refused(tiny_bundle: Path) -> None:
-    for content in (b"", b"PK\x05\x06", pickled(), incomplete()):
+    for content in (b"", b"PK\x05\x06", incomplete()):
         (tiny_bundle / "golden" / "xray.npz").write_bytes(content)
         rewrite(tiny_bundle)
         with pytest.raises(BundleError, match="is no golden case"):
             verify(tiny_bundle)
 
 
-def pickled() -> bytes:
-    """An npz whose arrays would have to be unpickled."""
-    file = io.BytesIO()
-    evil = np.array([print], dtype=object)
-    np.savez(file, pixels=evil, masks=evil, probability_maps=evil)
-    return file.getvalue()
+class Evil:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+def test_a_golden_case_is_never_unpickled(tiny_bundle: Path, tmp_path: Path) -> None:
+    evil = np.array([Evil(tmp_path / "trace")], dtype=object)
+    np.savez(tiny_bundle / "golden" / "xray.npz", pixels=evil, masks=evil, probability_maps=evil)
+    rewrite(tiny_bundle)
+    with pytest.raises(BundleError, match="is no golden case"):
+        verify(tiny_bundle)
+    assert not (tmp_path / "trace").exists()
 
 
 def incomplete() -> bytes:
