@@ -169,10 +169,13 @@ def _attend(
     q = attention._separate_heads(attention.q_proj(q), heads)
     k = attention._separate_heads(attention.k_proj(k), heads)
     v = attention._separate_heads(attention.v_proj(v), heads)
-    scores = _multiply(q, k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
-    if exists is not None:
-        scores = scores.masked_fill(~exists[:, None, None, :], -torch.inf)
-    mixed: torch.Tensor = attention.out_proj(attention._recombine_heads(_multiply(scores.softmax(dim=-1), v)))
+    q = q / math.sqrt(q.shape[-1])
+    if exists is None:
+        weights = _multiply(q, k.transpose(-1, -2)).softmax(dim=-1)
+    else:  # few keys to many queries: a softmax over the innermost axis would be slow
+        scores = _multiply(k, q.transpose(-1, -2)).masked_fill(~exists[:, None, :, None], -torch.inf)
+        weights = scores.softmax(dim=-2).transpose(-1, -2)
+    mixed: torch.Tensor = attention.out_proj(attention._recombine_heads(_multiply(weights, v)))
     return mixed
 
 

@@ -1,7 +1,7 @@
 """The teacher that comes with the package: a small promptable segmenter, so that everything runs offline.
 
-Its weights lie beside this file, `MODEL_CARD.md` says what they were trained on and what they reach. For real
-work use SAM or MedSAM.
+Its weights lie beside this file, `MODEL_CARD.md` says what they were trained on and what they reach. For
+real work use SAM or MedSAM.
 """
 
 from __future__ import annotations

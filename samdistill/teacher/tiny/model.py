@@ -75,10 +75,11 @@ class TinyEncoder(nn.Module):
             (self.merge[0], self.lateral[0], maps[2]),
         ):
             top = block(functional.interpolate(top, scale_factor=2.0, mode="nearest") + lateral(finer))
-        return self.out(top + self.fine(maps[1]))
+        embedding: torch.Tensor = self.out(top + self.fine(maps[1]))
+        return embedding
 
 
-class PriorPromptEncoder(PromptEncoder):
+class PriorPromptEncoder(PromptEncoder):  # type: ignore[misc]
     """SAM's prompt encoder that also draws a box as the ellipse inscribed in it."""
 
     def box_prior(self, boxes: torch.Tensor) -> torch.Tensor:
@@ -100,7 +101,8 @@ class PriorPromptEncoder(PromptEncoder):
         x0, y0, x1, y1 = (boxes + torch.tensor([0.0, 0.0, 1.0, 1.0], device=boxes.device)).unbind(dim=1)
         u = (2 * x - (x0 + x1)[:, None]) / (x1 - x0).clamp(min=1)[:, None]
         v = (2 * y - (y0 + y1)[:, None]) / (y1 - y0).clamp(min=1)[:, None]
-        return (4 * (1 - u[:, None, :] ** 2 - v[:, :, None] ** 2)).clamp(min=-12)[:, None]
+        logits: torch.Tensor = 4 * (1 - u[:, None, :] ** 2 - v[:, :, None] ** 2)
+        return logits.clamp(min=-12)[:, None]
 
     def forward(
         self,
@@ -113,6 +115,18 @@ class PriorPromptEncoder(PromptEncoder):
             masks = self.box_prior(boxes.reshape(-1, 4))
         sparse, dense = super().forward(points, boxes, masks)
         return sparse, dense
+
+
+def set_side(model: Sam, side: int) -> None:
+    """Let the network work on another square than 256, a multiple of 32: cheaper steps early in training.
+
+    No weight depends on it: positions are encoded relative to the side.
+    """
+    tokens = side // STRIDE
+    model.image_encoder.img_size = side
+    model.prompt_encoder.input_image_size = (side, side)
+    model.prompt_encoder.image_embedding_size = (tokens, tokens)
+    model.prompt_encoder.mask_input_size = (4 * tokens, 4 * tokens)
 
 
 def build() -> Sam:

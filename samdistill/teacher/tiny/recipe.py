@@ -1,0 +1,294 @@
+"""SAM's training recipe, scaled down: losses, jittered boxes, rounds of points from the error region.
+
+Two phases. `dense`: the encoder alone, every pixel supervised, outlines and, for each object, "does this
+pixel look like the inside of the box rather than its surroundings" from averages over the inscribed
+ellipse and over the ring around the box. `promptable`: encoder, prompt encoder and decoder, in rounds.
+Knows no files.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from samdistill.teacher.decoder import UNUSED, PromptBatch, decode, encode_prompts
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+POINTS = 4  # point slots of a training prompt
+Batch = dict[str, torch.Tensor]
+
+
+class DenseHead(nn.Module):
+    """Supervises the embedding directly; thrown away after training."""
+
+    def __init__(self, width: int, features: int = 24) -> None:
+        super().__init__()
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(width, 48, 2, 2),
+            nn.GroupNorm(8, 48),
+            nn.GELU(),
+            nn.ConvTranspose2d(48, features, 2, 2),
+        )
+        self.border = nn.Conv2d(features, 1, 1)
+        self.query = nn.Sequential(nn.Linear(2 * features, 96), nn.GELU(), nn.Linear(96, features + 2))
+
+    def forward(self, embeddings: torch.Tensor, prior: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, C, h, w) embeddings and (B, P, 4h, 4w) priors to (B, 4h, 4w) and (B, P, 4h, 4w) logits."""
+        maps = self.up(embeddings)
+        flat = maps.flatten(2)
+        p = prior.flatten(2).to(flat.dtype)
+        inside = (p > 1).to(flat.dtype) + 1e-4
+        ring = ((p < -2) & (p > -9)).to(flat.dtype) + 1e-4
+        means = [torch.einsum("bpn,bcn->bpc", w, flat) / w.sum(dim=2, keepdim=True) for w in (inside, ring)]
+        query = self.query(torch.cat(means, dim=2))
+        logits = torch.einsum("bpc,bcn->bpn", query[..., :-2], flat)
+        logits = logits + query[..., -2:-1] + (1 + query[..., -1:]) * p * 0.5
+        return self.border(maps)[:, 0], logits.reshape(prior.shape)
+
+
+def normalise(model: Sam, image: torch.Tensor, content: torch.Tensor) -> torch.Tensor:
+    """(B, S, S, 3) uint8 to (B, 3, S, S) normalised, zero outside the content."""
+    x = (image.permute(0, 3, 1, 2).float() - model.pixel_mean) / model.pixel_std
+    side = torch.arange(image.shape[1])
+    rows, columns = side[None, :, None], side[None, None, :]
+    inside = (rows < content[:, 0, None, None]) & (columns < content[:, 1, None, None])
+    normal: torch.Tensor = (x * inside[:, None]).contiguous(memory_format=torch.channels_last)
+    return normal
+
+
+def jitter(boxes: torch.Tensor, generator: torch.Generator, side: int, most: float = 0.2) -> torch.Tensor:
+    """Move each side by up to a share of the box's length along it; one box in eight stays exact.
+
+    Parameters
+    ----------
+    boxes
+        (..., 4) half-open xyxy, in a frame of that side. Returned alike, at least 2 px long, inside it.
+    """
+    lengths = boxes[..., 2:] - boxes[..., :2]
+    reach = most * (torch.rand(boxes.shape[:-1], generator=generator) > 0.125).float()
+    reach = reach * (0.4 + 0.6 * torch.rand(boxes.shape[:-1], generator=generator))
+    move = (2 * torch.rand(boxes.shape, generator=generator) - 1) * reach[..., None]
+    moved = (boxes + move * torch.cat([lengths, lengths], dim=-1)).clamp(0, side)
+    low = torch.minimum(moved[..., :2], moved[..., 2:] - 2).clamp(min=0)
+    return torch.cat([low, torch.maximum(moved[..., 2:], low + 2)], dim=-1)
+
+
+def to_indices(boxes: torch.Tensor) -> torch.Tensor:
+    """Half-open boxes to SAM's pixel indices."""
+    return boxes - boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+
+
+def mask_loss(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Focal loss for soft targets plus Dice, one value an object.
+
+    Parameters
+    ----------
+    logits, target, weight
+        (..., h, w) float32; target is the covered share in [0, 1]; weight favours the object's surroundings.
+    """
+    p = logits.sigmoid()
+    cross = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    focal = ((target - p) ** 2 + 0.05) * cross * weight
+    focal = focal.sum(dim=(-1, -2)) / weight.sum(dim=(-1, -2))
+    overlap = (p * target).sum(dim=(-1, -2))
+    dice = 1 - (2 * overlap + 1) / (p.sum(dim=(-1, -2)) + target.sum(dim=(-1, -2)) + 1)
+    return 6 * focal + dice
+
+
+def surroundings(boxes: torch.Tensor, low: int) -> torch.Tensor:
+    """(N, low, low) weights, half the boxes' frame: 1 in the box grown by a third, 0.05 elsewhere."""
+    grid = (torch.arange(low) + 0.5) * 2
+    margin = (boxes[:, 2:] - boxes[:, :2]) * 0.33 + 4
+    first, last = boxes[:, :2] - margin, boxes[:, 2:] + margin
+    x = (grid > first[:, 0, None]) & (grid < last[:, 0, None])
+    y = (grid > first[:, 1, None]) & (grid < last[:, 1, None])
+    return 0.05 + 0.95 * (y[:, :, None] & x[:, None, :]).float()
+
+
+def dense_loss(
+    model: Sam, head: DenseHead, embeddings: torch.Tensor, batch: Batch, generator: torch.Generator
+) -> torch.Tensor:
+    """Loss of the dense phase."""
+    target, boxes = batch["targets"].float() / 255, batch["boxes"]
+    prior = model.prompt_encoder.box_prior(
+        to_indices(jitter(boxes, generator, 2 * target.shape[-1])).flatten(0, 1)
+    )
+    prior = prior.reshape(target.shape)
+    border, logits = head(embeddings, prior)
+    edge = batch["border"].float() / 255
+    outline = functional.binary_cross_entropy_with_logits(border.float(), edge, pos_weight=torch.tensor(3.0))
+    weight = surroundings(boxes.flatten(0, 1), target.shape[-1])
+    objects = mask_loss(logits.float().flatten(0, 1), target.flatten(0, 1), weight)
+    return objects.mean() + 0.3 * outline
+
+
+def promptable_loss(
+    model: Sam, embeddings: torch.Tensor, batch: Batch, generator: torch.Generator, *, second: float = 0.5
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Loss of the promptable phase: a first round by box or points, a second with its error and its logits.
+
+    `second` is the share of prompt sets that see the second round.
+    """
+    per_image = batch["boxes"].shape[1]
+    boxes, target = batch["boxes"].flatten(0, 1), batch["targets"].flatten(0, 1).float() / 255
+    images = torch.arange(len(embeddings)).repeat_interleave(per_image)
+    weight = surroundings(boxes, target.shape[-1])
+    n = len(boxes)
+    prompt = first_prompt(boxes, target, generator)
+    logits, scores = forward(model, embeddings[images], prompt)
+    single = ~(prompt.has_box | ((prompt.point_labels >= 0).sum(dim=1) > 1))
+    loss, parts = round_loss(logits, scores, target, weight, single)
+    keep = torch.randperm(n, generator=generator)[: int(second * n)]
+    if len(keep):
+        best = logits.detach()[keep, 0]
+        again = next_prompt(
+            PromptBatch(*[field[keep] for field in prompt]), boxes[keep], target[keep], best, generator
+        )
+        logits2, scores2 = forward(model, embeddings[images[keep]], again)
+        none = torch.zeros(len(keep), dtype=torch.bool)
+        loss2, parts2 = round_loss(logits2, scores2, target[keep], weight[keep], none)
+        loss = loss + second * loss2
+        parts["second"] = parts2["iou"]
+    with_box = prompt.has_box
+    parts["box"] = float(ious(logits[:, 0], target)[with_box].mean())
+    parts["ellipse"] = float(
+        ious(model.prompt_encoder.box_prior(prompt.boxes)[:, 0], target)[with_box].mean()
+    )
+    return loss, parts
+
+
+def box_score(model: Sam, batch: Batch, generator: torch.Generator) -> float:
+    """Mean IoU, in the low-resolution frame, of the single mask for jittered boxes."""
+    boxes, target = batch["boxes"].flatten(0, 1), batch["targets"].flatten(0, 1).float() / 255
+    images = torch.arange(len(batch["boxes"])).repeat_interleave(batch["boxes"].shape[1])
+    n, low = len(boxes), target.shape[-1]
+    points, labels = empty_points(n)
+    moved = to_indices(jitter(boxes, generator, 2 * low, most=0.15))
+    yes, no = torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
+    prompt = PromptBatch(points, labels, moved, yes, torch.zeros(n, 1, low, low), no)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        embeddings = model.image_encoder(normalise(model, batch["image"], batch["content"]))
+        logits, _ = forward(model, embeddings[images], prompt)
+    return float(ious(logits[:, 0], target).mean())
+
+
+def forward(model: Sam, embeddings: torch.Tensor, prompt: PromptBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, 4, 4h, 4w) logits and (N, 4) predicted IoU, float32."""
+    pe = model.prompt_encoder.get_dense_pe()
+    tokens, exists, dense = encode_prompts(model.prompt_encoder, prompt)
+    logits, scores = decode(model.mask_decoder, embeddings, pe, tokens, exists, dense)
+    return logits.float(), scores.float()
+
+
+def ious(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """IoU of logits > 0 with target > 0.5 over the last two axes."""
+    mask, truth = logits > 0, target > 0.5
+    shared = (mask & truth).sum(dim=(-1, -2)).float()
+    return shared / (mask | truth).sum(dim=(-1, -2)).clamp(min=1)
+
+
+def round_loss(
+    logits: torch.Tensor,
+    scores: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor,
+    single: torch.Tensor,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Loss of one round.
+
+    The single mask always learns; of the three the best one learns, fully where the prompt is ambiguous (one
+    point) and a little elsewhere. All predicted IoU learn by squared error.
+    """
+    first = mask_loss(logits[:, 0], target, weight)
+    some = single | (torch.rand(len(single)) < 0.2)
+    three = mask_loss(logits[some, 1:], target[some, None].expand(-1, 3, -1, -1), weight[some, None])
+    best = three.min(dim=1).values + 0.05 * three.mean(dim=1)
+    truth = ious(logits.detach(), target[:, None])
+    quality = functional.mse_loss(scores, truth)
+    loss = first.mean() + best.sum() / len(single) + quality
+    return loss, {
+        "mask": float(first.detach().mean()),
+        "iou": float(truth[:, 0].mean()),
+        "quality": float(quality.detach()),
+    }
+
+
+def first_prompt(boxes: torch.Tensor, target: torch.Tensor, generator: torch.Generator) -> PromptBatch:
+    """A jittered box (70 %), a box with 1 to 3 points (10 %), one point (14 %), several points (6 %)."""
+    n = len(boxes)
+    kind = torch.rand(n, generator=generator)
+    points, labels = empty_points(n)
+    inside, _ = pick_pixels(target > 0.5, 3, generator)
+    count = 1 + torch.randint(0, 3, (n,), generator=generator)
+    count = torch.where(kind < 0.7, 0, torch.where((kind > 0.8) & (kind < 0.94), 1, count))
+    slots = torch.arange(3)[None] < count[:, None]
+    points[:, :3], labels[:, :3] = inside, torch.where(slots, 1, UNUSED)
+    has_box = kind < 0.8
+    labels[:, 3] = torch.where(has_box, UNUSED, -1)
+    none = torch.zeros(n, 1, *target.shape[-2:])
+    moved = to_indices(jitter(boxes, generator, 2 * target.shape[-1]))
+    return PromptBatch(points, labels, moved, has_box, none, torch.zeros(n, dtype=torch.bool))
+
+
+def next_prompt(
+    before: PromptBatch,
+    boxes: torch.Tensor,
+    target: torch.Tensor,
+    logits: torch.Tensor,
+    generator: torch.Generator,
+) -> PromptBatch:
+    """The last logits as mask, points from the error region (75 %) or the object, the box kept (50 %)."""
+    n = len(boxes)
+    kind = torch.rand(n, generator=generator)
+    truth, mask = target > 0.5, logits > 0
+    points, labels = empty_points(n)
+    wrong, exists = pick_pixels(truth ^ mask, 1, generator)
+    inside, _ = pick_pixels(truth, 2, generator)
+    at = (wrong[:, 0] / 2).long().clamp(0, target.shape[-1] - 1)
+    positive = truth[torch.arange(n), at[:, 1], at[:, 0]]
+    use_error = exists & (kind < 0.75)
+    points[:, 0], labels[:, 0] = wrong[:, 0], torch.where(use_error, positive.long(), UNUSED)
+    count = torch.randint(0, 3, (n,), generator=generator)
+    points[:, 1:3] = inside
+    labels[:, 1:3] = torch.where(torch.arange(2)[None] < count[:, None], 1, UNUSED)
+    has_box = before.has_box & (torch.rand(n, generator=generator) < 0.5)
+    labels[:, 3] = torch.where(has_box, UNUSED, -1)
+    return PromptBatch(
+        points, labels, before.boxes, has_box, logits[:, None], torch.rand(n, generator=generator) < 0.9
+    )
+
+
+def empty_points(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, 4, 2) zeros and (N, 4) labels UNUSED."""
+    return torch.zeros(n, POINTS, 2), torch.full((n, POINTS), UNUSED)
+
+
+def pick_pixels(
+    masks: torch.Tensor, count: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw pixels of each mask.
+
+    Returns
+    -------
+    tuple
+        (N, count, 2) float32 xy, in the frame of twice the masks' side, pixel centres at integers; (N,) bool
+        whether the mask has any pixel.
+    """
+    flat = masks.flatten(1).float()
+    exists = flat.sum(dim=1) > 0
+    index = torch.multinomial(flat + (~exists)[:, None].float(), count, replacement=True, generator=generator)
+    low = masks.shape[-1]
+    xy = torch.stack([index % low, index // low], dim=-1).float()
+    return (xy + 0.5) * 2 - 0.5, exists
+
+
+def metrics(parts: list[dict[str, Any]]) -> str:
+    """Mean of each number over steps, as one line."""
+    keys = sorted({key for part in parts for key in part})
+    means = {key: sum(p[key] for p in parts if key in p) / sum(key in p for p in parts) for key in keys}
+    return " ".join(f"{key} {value:.3f}" for key, value in means.items())

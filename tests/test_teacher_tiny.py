@@ -1,0 +1,209 @@
+"""The embedded teacher: its weights, prior, pictures, split and training script, and what it reaches."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the teacher needs the extra train")
+
+from safetensors import safe_open  # noqa: E402
+
+from samdistill.errors import InputRejected  # noqa: E402
+from samdistill.prompts import Prompts  # noqa: E402
+from samdistill.teacher import Teacher, load_teacher  # noqa: E402
+from samdistill.teacher.tiny import WEIGHTS, load  # noqa: E402
+from samdistill.teacher.tiny.evaluate import TRAINED_SETS, ellipse, spearman  # noqa: E402
+from samdistill.teacher.tiny.model import build, set_side  # noqa: E402
+from samdistill.teacher.tiny.split import held_out  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Teacher:
+    return load_teacher("tiny")
+
+
+def disc(size: tuple[int, int], centre: tuple[float, float], radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """A bright disc on a dark grey ground, and its mask."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    mask = np.hypot(x - centre[0], y - centre[1]) < radius
+    grain = np.random.default_rng(0).normal(0, 5, (*size, 1))
+    image = np.where(mask[..., None], 190.0, 70.0) + grain
+    return np.repeat(image, 3, axis=2).clip(0, 255).astype(np.uint8), mask
+
+
+def test_the_weights_are_fp16_and_at_most_10_mb() -> None:
+    assert WEIGHTS.stat().st_size <= 10_000_000
+    with safe_open(WEIGHTS, "pt") as file:
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "other"])
+def test_damaged_weights_are_refused(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.safetensors"
+    if damage == "cut":
+        path.write_bytes(WEIGHTS.read_bytes()[:1000])
+    elif damage == "other":
+        from safetensors.torch import save_file
+
+        save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(InputRejected, match="Install samdistill anew"):
+        load(path)
+
+
+def test_it_gives_what_the_predictor_gives(tiny: Teacher) -> None:
+    """Its prior included, which segment_anything reaches through the prompt encoder's own forward."""
+    from segment_anything import SamPredictor
+
+    image, _ = disc((100, 140), (60, 50), 30)
+    box = np.array([28, 18, 92, 84], np.float32)
+    point = np.array([[60, 50]], np.float32)
+    one = np.ones(1, np.int32)
+    sets = [
+        Prompts(box=box),
+        Prompts(points=point, point_labels=one),
+        Prompts(points=point, point_labels=one, box=box),
+    ]
+    logits, scores = tiny.decode(tiny.embed([image]), [sets])
+    predictor = SamPredictor(tiny.model)
+    predictor.set_image(image)
+    for n, asked in enumerate(sets):
+        index = None if asked.box is None else asked.box - np.array([0, 0, 1, 1], np.float32)
+        _, iou, low = predictor.predict(asked.points, asked.point_labels, index, multimask_output=True)
+        assert np.abs(logits[n, 1:].numpy() - low).max() < 1e-4
+        assert np.abs(scores[n, 1:].numpy() - iou).max() < 1e-4
+
+
+def test_a_box_is_drawn_as_its_inscribed_ellipse() -> None:
+    encoder = build().prompt_encoder
+    for box in ([20, 40, 200, 120], [0, 0, 256, 256], [100, 90, 131, 240]):
+        indices = torch.tensor([box], dtype=torch.float32) - torch.tensor([0, 0, 1, 1])
+        prior = encoder.box_prior(indices)[0, 0].numpy()
+        expected = ellipse(np.array(box, np.float32) / 2, (128, 128))
+        assert np.array_equal(prior > 0, expected)
+        assert 3.9 < prior.max() <= 4
+        assert prior.min() >= -12
+
+
+def test_no_weight_depends_on_the_side_it_is_trained_at() -> None:
+    model = build()
+    before = {key: value.shape for key, value in model.state_dict().items()}
+    set_side(model, 64)
+    assert {key: value.shape for key, value in model.state_dict().items()} == before
+    teacher = Teacher("small", model, weights_sha256="")
+    image, _ = disc((60, 80), (40, 30), 15)
+    answer = teacher.segment(teacher.embed([image]), [[Prompts(box=np.array([25, 15, 55, 45], np.float32))]])
+    assert answer.low_res_logits.shape == (1, 32, 32)
+
+
+@pytest.mark.parametrize("move", [-6, 0, 6])
+def test_it_finds_a_plain_disc_better_than_the_ellipse_in_a_moved_box(tiny: Teacher, move: int) -> None:
+    image, mask = disc((200, 240), (120, 100), 50)
+    box = np.array([70 + 2 * move, 50 - move, 171 + move, 151 + 2 * move], np.float32)
+    answer = tiny.segment(tiny.embed([image]), [[Prompts(box=box)]])
+
+    def iou(found: np.ndarray) -> float:
+        return float((found & mask).sum() / (found | mask).sum())
+
+    assert iou(answer.masks[0]) > 0.85
+    if move:
+        assert iou(answer.masks[0]) > iou(ellipse(box, mask.shape))
+
+
+def test_frames_of_one_group_are_held_out_together_and_a_fifth_of_all() -> None:
+    assert held_out("017_HC") == held_out("017_2HC") == held_out("017")
+    share = np.mean([held_out(f"{i:04d}") for i in range(4000)])
+    assert 0.18 < share < 0.23
+
+
+def test_pictures_depend_on_their_seed_alone_and_their_objects_can_be_seen() -> None:
+    pytest.importorskip("cv2", reason="the pictures are drawn with opencv, of the extra test")
+    from samdistill.teacher.tiny.pictures import picture
+
+    found = 0
+    for i in range(12):
+        image, bits = picture(np.random.default_rng([3, i]))
+        again = picture(np.random.default_rng([3, i]))
+        assert np.array_equal(image, again[0])
+        assert np.array_equal(bits, again[1])
+        assert image.shape == (256, 256, 3)
+        assert image.dtype == bits.dtype == np.uint8
+        found += sum(bool((bits >> k & 1).any()) for k in range(8))
+    assert found > 8
+
+
+def test_an_object_of_its_surroundings_colour_is_not_visible() -> None:
+    pytest.importorskip("cv2", reason="the pictures are drawn with opencv, of the extra test")
+    from samdistill.teacher.tiny.pictures import visibility
+
+    image, mask = disc((256, 256), (120, 100), 40)
+    assert visibility(image.astype(np.float32), mask) > 5
+    assert visibility(image.astype(np.float32), np.roll(mask, 100, axis=1)) < 0.5
+
+
+def fake_data(root: Path) -> None:
+    """A few discs under the names of the sets it is trained on."""
+    from PIL import Image
+
+    for name in TRAINED_SETS:
+        for kind in ("images", "masks"):
+            (root / name / kind).mkdir(parents=True)
+        for i in range(14):
+            image, mask = disc((80, 100), (40 + i, 40), 20)
+            Image.fromarray(image).save(root / name / "images" / f"{i:03d}.png")
+            Image.fromarray(mask.astype(np.uint8)).save(root / name / "masks" / f"{i:03d}.png")
+
+
+def test_training_writes_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -> None:
+    """At least a step of every stage; a trainer made in the same folder stands where it stopped."""
+    pytest.importorskip("cv2", reason="the pictures are drawn with opencv, of the extra test")
+    fake_data(tmp_path / "data")
+    cache = tmp_path / "out" / "cache"
+    cache.mkdir(parents=True)
+    image, mask = disc((256, 256), (120, 100), 40)
+    np.save(cache / "pictures_1_images.npy", np.repeat(image[None], 204, axis=0))
+    np.save(cache / "pictures_1_bits.npy", np.repeat(mask[None].astype(np.uint8), 204, axis=0))
+    command = [sys.executable, "-W", "ignore", "-m", "samdistill.teacher.tiny.train"]
+    command += ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--hours", "0.0001"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "out" / "final.pt").rename(tmp_path / "out" / "last.pt")
+
+    from samdistill.teacher.tiny.train import Trainer
+
+    trainer = Trainer(argparse.Namespace(out=tmp_path / "out", seed=0, rate=1e-3))
+    state = torch.load(tmp_path / "out" / "last.pt", weights_only=True)
+    assert (trainer.step, trainer.spent) == (state["step"], state["spent"])
+    assert trainer.spent > 0
+    assert all(torch.equal(trainer.averaged[key], value) for key, value in state["averaged"].items())
+
+
+def test_rank_correlation_shares_ranks_among_equals() -> None:
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        a, b = rng.integers(0, 6, 40).astype(float), rng.random(40)
+        assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic)
+
+
+def test_it_is_quick_enough_for_a_slow_cpu(tiny: Teacher) -> None:
+    """0.25 s to embed and 0.5 s for 16 sets, in processor time, so that a busy machine does not fail it."""
+    image, _ = disc((256, 256), (120, 100), 40)
+    sets = [Prompts(box=np.array([20 + i, 20, 120 + 4 * i, 200], np.float32)) for i in range(16)]
+    embed, segment = [], []
+    for _ in range(3):
+        start = time.process_time()
+        embeddings = tiny.embed([image])
+        middle = time.process_time()
+        tiny.segment(embeddings, [sets])
+        embed.append(middle - start)
+        segment.append(time.process_time() - middle)
+    assert min(embed) < 2 * 0.25
+    assert min(segment) < 2 * 0.5
