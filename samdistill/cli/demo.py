@@ -19,7 +19,7 @@ def demo(
     out: Annotated[Path, typer.Argument(help="Folder to make; a demo that is there is replaced.")],
     kind: Annotated[str, typer.Option(help="endoscopy, ultrasound or xray phantoms.")] = "endoscopy",
     labels: Annotated[int, typer.Option(min=8, help="Images whose labels training may see.")] = 48,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 240,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 300,
 ) -> None:
     """From phantoms to a deployed student with a report to look at, in a few minutes on a CPU."""
     from samdistill.cli.app import app
@@ -32,11 +32,12 @@ def demo(
     (out / MARKER).touch()
     data, unseen, run, bundle = (out / name for name in ("data", "unseen", "run", "bundle"))
     predictions, report = out / "predictions", out / "report.html"
+    budget = ["--labels", labels, "--max-steps", steps]
     commands = [
         ["phantoms", data, "--kind", kind, "--count", 200, "--seed", 1],
         ["phantoms", unseen, "--kind", kind, "--count", 60, "--seed", 2],
         ["data", "check", data],
-        ["train", data, "--out", run, "--preset", "light", "--labels", labels, "--max-steps", steps],
+        ["train", data, "--out", run, "--preset", "light", "--size", 96, *budget],
         ["export", run, "--out", bundle, "--licence", "Apache-2.0"],
         ["verify", bundle],
         ["infer", bundle, unseen / "images", "--out", predictions, "--overlay"],
