@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from samdistill.phantoms import folder as phantoms
 from samdistill.errors import DeviceUnavailable, InputRejected, UsageError
 from samdistill.io.dataset import open_dataset
+from samdistill.phantoms import folder as phantoms
 from samdistill.train.config import AugmentConfig, TrainConfig, load_config
 from samdistill.train.data import Batches, FrameStore, whole_frames
 from samdistill.train.launch import choose_devices, train

@@ -50,7 +50,7 @@ app.command("verify")(verify.verify)
 app.command("demo")(demo.demo)
 
 EXTRAS = {
-    "torch": "train",
+    "torch": "train",  # and export, which brings train
     "segmentation_models_pytorch": "train",
     "lightning_fabric": "train",
     "safetensors": "train",
