@@ -44,9 +44,6 @@ def train(
         return
     if data is None or out is None:
         raise UsageError("train needs DATA and --out RUN, for example: samdistill train data --out run.")
-    # Threads that spin while they wait take the cores from each other where the machine has other work (2.2 s
-    # a step spinning, 1.6 s sleeping, two threads on two busy cores). To be set before torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from samdistill.cli.progress import TrainingProgress
     from samdistill.train.config import load_config
 
