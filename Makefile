@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/samdistill demo demo
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # mypy looks at the package as it is installed, samdistill.export inside.
 lint: setup

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# One thread a test process, its children included: two processes run side by side (make test), and answers do
+# not depend on how many cores a machine has. Has to be set before numpy or torch loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import shutil
 from pathlib import Path
 
