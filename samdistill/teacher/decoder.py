@@ -101,19 +101,40 @@ def decode(
     tuple
         (N, 4, 4h, 4w) logits, the single mask first and then the three of multimask; (N, 4) predicted IoU.
     """
+    queries, keys, scores = attend(decoder, image_embeddings, image_pe, tokens, exists, dense)
+    return draw(decoder, queries, keys, (image_embeddings.shape[-2], image_embeddings.shape[-1])), scores
+
+
+def attend(
+    decoder: nn.Module,
+    image_embeddings: torch.Tensor,
+    image_pe: torch.Tensor,
+    tokens: torch.Tensor,
+    exists: torch.Tensor,
+    dense: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Do the first half of `decode`: (N, 4, C) mask tokens, (N, h w, C) keys, (N, 4) predicted IoU."""
     d: Any = decoder
-    n, (height, width) = len(tokens), image_embeddings.shape[-2:]
     own = torch.cat([d.iou_token.weight, d.mask_tokens.weight])
-    queries = torch.cat([own[None].expand(n, -1, -1), tokens], dim=1)
+    queries = torch.cat([own[None].expand(len(tokens), -1, -1), tokens], dim=1)
     exists = torch.cat([torch.ones_like(exists[:, :1]).expand(-1, len(own)), exists], dim=1)
     keys = (image_embeddings + dense).flatten(2).transpose(1, 2)
     queries, keys = _two_way(d.transformer, keys, image_pe.flatten(2).transpose(1, 2), queries, exists)
-    mixing = torch.stack([mlp(queries[:, 1 + i]) for i, mlp in enumerate(d.output_hypernetworks_mlps)], dim=1)
+    return queries[:, 1 : len(own)], keys, d.iou_prediction_head(queries[:, 0])
+
+
+def draw(
+    decoder: nn.Module, mask_tokens: torch.Tensor, keys: torch.Tensor, size: tuple[int, int]
+) -> torch.Tensor:
+    """Do the second half of `decode`: (N, 4, 4h, 4w) logits, keys being of an embedding of `size` (h, w)."""
+    d: Any = decoder
+    (height, width), n = size, len(mask_tokens)
+    mixing = torch.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(d.output_hypernetworks_mlps)], dim=1)
     logits = _upscale(d.output_upscaling, keys) @ mixing.transpose(1, 2)  # (N, hw 16, 4)
     # y, x, then dy, dx of the first and of the second doubling.
-    logits = logits.reshape(n, height, width, 2, 2, 2, 2, -1)
-    logits = logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(n, -1, 4 * height, 4 * width)
-    return logits, d.iou_prediction_head(queries[:, 0])
+    count = mixing.shape[1]
+    logits = logits.reshape(n, height, width, 2, 2, 2, 2, count)
+    return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(n, count, 4 * height, 4 * width)
 
 
 def _two_way(
@@ -155,7 +176,9 @@ def _upscale(upscaling: Any, keys: torch.Tensor) -> torch.Tensor:
 def _double(conv: Any, x: torch.Tensor) -> torch.Tensor:
     """(N, K, C) to (N, 4 K, C'), the four sub-pixels of each token in raster order."""
     weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 2 C', C)
-    return functional.linear(x, weight, conv.bias.repeat(4)).reshape(len(x), -1, conv.out_channels)
+    return functional.linear(x, weight, conv.bias.repeat(4)).reshape(
+        len(x), 4 * x.shape[1], conv.out_channels
+    )
 
 
 def _attend(

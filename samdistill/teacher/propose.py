@@ -15,8 +15,8 @@ import torch
 
 from samdistill.arrays import Image, Mask, Masks
 from samdistill.components import label
-from samdistill.proposals import Proposals, boxes_of, mask_nms, nms
-from samdistill.teacher.decoder import decode, encode_points
+from samdistill.proposals import Proposals, boxes_of, mask_nms, nms, stability_scores
+from samdistill.teacher.decoder import attend, draw, encode_points
 
 if TYPE_CHECKING:
     from samdistill.teacher.sam import Embedding, Teacher
@@ -34,7 +34,7 @@ class ProposeConfig:
     points_per_side
         The grid has that many points squared.
     points_per_batch
-        Prompt sets a decoder call.
+        Prompt sets a decoder call; more pays on a GPU, less stays in a CPU's caches.
     predicted_iou
         A mask goes when the teacher's own estimate is not above this; 0 keeps all.
     stability
@@ -58,7 +58,7 @@ class ProposeConfig:
     """
 
     points_per_side: int = 32
-    points_per_batch: int = 64
+    points_per_batch: int = 16
     predicted_iou: float = 0.5
     stability: float = 0.5
     stability_offset: float = 1.0
@@ -168,33 +168,35 @@ def _search(
     image_pe = model.prompt_encoder.get_dense_pe()
     points = torch.from_numpy((grid * embedding.input_size[::-1]).astype(np.float32)).to(device)
     height, width = embedding.image_size
+    keys_height, keys_width = embedding.features.shape[1:]
     kept: list[_Found] = []
     for batch in torch.split(points, config.points_per_batch):
         pairs = torch.stack([batch, torch.zeros_like(batch)], dim=1)  # the point and SAM's padding point
         labels = torch.tensor([[1, -1]], device=device).expand(len(batch), -1)
         tokens = encode_points(model.prompt_encoder, pairs, labels)
         exists = torch.ones(labels.shape, dtype=torch.bool, device=device)
-        logits, scores = decode(model.mask_decoder, embedding.features[None], image_pe, tokens, exists, dense)
-        low, iou = logits[:, 1:].flatten(0, 1), scores[:, 1:].flatten()
-        if config.predicted_iou > 0:
-            good = iou > config.predicted_iou
-            low, iou = low[good], iou[good]
-        full = teacher.upscale(low, embedding).flatten(1)
+        mask_tokens, keys, scores = attend(
+            model.mask_decoder, embedding.features[None], image_pe, tokens, exists, dense
+        )
+        good = (
+            scores[:, 1:] > config.predicted_iou if config.predicted_iou > 0 else scores[:, 1:] > -torch.inf
+        )
+        rows = good.any(dim=1)  # masks are drawn for these points alone
+        logits = draw(model.mask_decoder, mask_tokens[rows], keys[rows], (keys_height, keys_width))[:, 1:]
+        full = teacher.upscale(logits[good[rows]], embedding).cpu().numpy()
+        iou = scores[:, 1:][good].cpu().numpy()
         threshold = teacher.mask_threshold
-        inner = (full > threshold + config.stability_offset).sum(dim=1)
-        outer = (full > threshold - config.stability_offset).sum(dim=1)
-        stability = inner / outer.clamp(min=1)
-        masks = full > threshold
-        solid = masks.any(dim=1)
-        if config.stability > 0:
-            solid &= (outer > 0) & (stability >= config.stability)
-        chosen = masks[solid].cpu().numpy().reshape(-1, height, width)
+        stability = stability_scores(full, threshold=threshold, offset=config.stability_offset)
+        stable = stability >= config.stability
+        masks = full[stable] > threshold
+        solid = masks.reshape(len(masks), height * width).any(axis=1)
+        chosen = masks[solid]
         kept.append(
             _Found(
                 np.packbits(chosen.reshape(len(chosen), height * width), axis=1),
                 boxes_of(chosen) - _row(0, 0, 1, 1),
-                iou[solid].cpu().numpy(),
-                stability[solid].cpu().numpy(),
+                iou[stable][solid],
+                stability[stable][solid],
             )
         )
     return _Found(

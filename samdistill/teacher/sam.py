@@ -234,6 +234,8 @@ class Teacher:
         else:
             maps = functional.interpolate(maps, (self.input_side,) * 2, mode="bilinear", align_corners=False)
             maps = maps[..., : embedding.input_size[0], : embedding.input_size[1]]
+            if embedding.input_size == embedding.image_size:
+                return maps[:, 0]
         return functional.interpolate(maps, embedding.image_size, mode="bilinear", align_corners=False)[:, 0]
 
     def _prepare(self, image: Image) -> tuple[torch.Tensor, tuple[int, int]]:

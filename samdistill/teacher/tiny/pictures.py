@@ -26,18 +26,28 @@ def picture(rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], npt.NDArra
     tuple
         (256, 256, 3) uint8 RGB, (256, 256) uint8 in which bit k is the visible part of object k.
     """
-    image = background(rng)
-    if rng.random() < 0.3:
+    image, kind, least = background(rng), rng.random(), LEAST_VISIBILITY
+    if kind < 0.25:
         image, masks = partition(rng, image)
+    elif kind < 0.45:
+        image, masks = chambers(rng, image)
+        least /= 2  # where two touch, their outline is seen in part only
     else:
         image, masks = scattered(rng, image)
     final = np.clip(imaging(rng, image, masks), 0, 255).astype(np.uint8)
-    blurred = cv2.GaussianBlur(final, (0, 0), 1.5).astype(np.float32)
-    masks = [mask for mask in masks if visibility(blurred, mask) >= LEAST_VISIBILITY]
+    return final, bit_planes(final, masks, least)
+
+
+def bit_planes(
+    image: npt.NDArray[np.uint8], masks: list[npt.NDArray[np.bool_]], least: float
+) -> npt.NDArray[np.uint8]:
+    """(256, 256) uint8 in which bit k is the k-th mask of those at least that visible in the picture."""
+    blurred = cv2.GaussianBlur(image, (0, 0), 1.5).astype(np.float32)
+    seen = [mask for mask in masks if mask.sum() >= 30 and visibility(blurred, mask) >= least]
     bits = np.zeros((SIZE, SIZE), np.uint8)
-    for k, mask in enumerate(masks[:MAX_OBJECTS]):
+    for k, mask in enumerate(seen[:MAX_OBJECTS]):
         bits |= mask.astype(np.uint8) << k
-    return final, bits
+    return bits
 
 
 # --- fields and textures ------------------------------------------------------------------------------------
@@ -251,6 +261,36 @@ def partition(rng: np.random.Generator, image: Array) -> tuple[Array, list[npt.N
         masks.append(mask)
     order = rng.permutation(len(masks))[:MAX_OBJECTS]
     return image, [masks[i] for i in order]
+
+
+def chambers(rng: np.random.Generator, image: Array) -> tuple[Array, list[npt.NDArray[np.bool_]]]:
+    """Paint blobs of one colour that touch one another, the walls between them thin and in part missing."""
+    style, masks = Style(rng, plain=True), list[npt.NDArray[np.bool_]]()
+    style.relative, style.colour = (
+        False,
+        image.mean(axis=(0, 1)) + max(45.0, rng.normal(90, 30)) * direction(rng),
+    )
+    style.opacity, style.fade, style.texture = 1.0, 0.0, style.texture * 0.5
+    taken = np.zeros((SIZE, SIZE), np.uint8)
+    centre, extent = rng.uniform(0.3, 0.7, 2) * SIZE, SIZE * rng.uniform(0.2, 0.6)
+    for _ in range(rng.integers(2, 8)):
+        wall = int(rng.integers(1, 7))
+        grown = cv2.dilate(taken, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * wall + 1, 2 * wall + 1)))
+        mask = largest(shape(rng, centre, extent) & (grown == 0))
+        mask = largest(cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.02 * extent + 0.5) > 0.5)
+        if mask.sum() >= 80:
+            masks.append(mask)
+            taken |= mask.astype(np.uint8)
+        before, extent = extent, SIZE * rng.uniform(0.15, 0.55)
+        angle, reach = rng.uniform(0, 2 * np.pi), 0.5 * (before + extent) * rng.uniform(0.6, 1.0)
+        centre = np.clip(centre + reach * np.array([np.cos(angle), np.sin(angle)]), 0, SIZE)
+    image = style.paint(rng, image, taken > 0)
+    if rng.random() < 0.6:  # openings in the walls
+        closed = cv2.morphologyEx(taken, cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8)) > 0
+        walls = closed & (taken == 0) & (smooth_noise(rng, 5) > rng.uniform(0, 1))
+        alpha = cv2.GaussianBlur(walls.astype(np.float32), (0, 0), 1.0)[..., None]
+        image = image + alpha * (style.colour - image)
+    return image.astype(np.float32), masks
 
 
 class Style:

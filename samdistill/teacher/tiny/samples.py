@@ -17,6 +17,8 @@ import numpy.typing as npt
 from numpy.lib.format import open_memmap
 from PIL import Image as PillowImage
 
+from samdistill import phantoms
+from samdistill.components import label
 from samdistill.teacher.tiny import pictures
 from samdistill.teacher.tiny.split import TRAINED_SETS, held_out
 
@@ -64,13 +66,24 @@ def real_sources(data: Path, name: str, *, hold_out: bool = False) -> list[Sourc
 
 
 def cache_pictures(folder: Path, seed: int, count: int) -> None:
-    """Draw `count` pictures into the cache folder; picture i depends on the seed and i alone."""
+    """Draw `count` pictures into the cache folder, each by seed and number, a quarter of them phantoms."""
     folder.mkdir(parents=True, exist_ok=True)
     base = folder / f"pictures_{seed}"
     images = open_memmap(f"{base}_images.npy", "w+", np.uint8, (count, SIZE, SIZE, 3))
     bits = open_memmap(f"{base}_bits.npy", "w+", np.uint8, (count, SIZE, SIZE))
     for i in range(count):
-        images[i], bits[i] = pictures.picture(np.random.default_rng([seed, i]))
+        if i % 4 == 0:
+            images[i], bits[i] = phantom(seed, i // 4)
+        else:
+            images[i], bits[i] = pictures.picture(np.random.default_rng([seed, i]))
+
+
+def phantom(seed: int, index: int) -> tuple[Pixels, Pixels]:
+    """One of the built-in phantoms as `pictures.picture` gives pictures; every second one is an endoscopy."""
+    kind = ("endoscopy", "ultrasound", "endoscopy", "xray")[index % 4]
+    made = phantoms.make(kind, seed=seed, index=index, size=(SIZE, SIZE))
+    parts = [c.labels == k for mask in made.masks for c in (label(mask),) for k in range(1, len(c) + 1)]
+    return made.image, pictures.bit_planes(made.image, parts, pictures.LEAST_VISIBILITY / 2)
 
 
 class Sampler:
@@ -102,8 +115,11 @@ class Sampler:
         """Pick one picture."""
         name = self.names[rng.choice(len(self.names), p=self.weights)]
         if name == "pictures":
-            images, bits = self.made[rng.integers(len(self.made))]
-            i = rng.integers(len(images))
+            i = int(rng.integers(sum(len(images) for images, _ in self.made)))
+            for images, bits in self.made:  # noqa: B007
+                if i < len(images):
+                    break
+                i -= len(images)
             return name, Source(np.array(images[i]), np.array(bits[i]), planes=True)
         return name, self.real[name][rng.integers(len(self.real[name]))]
 
