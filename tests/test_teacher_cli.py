@@ -1,0 +1,68 @@
+"""`samdistill teacher`: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+pytest.importorskip("torch", reason="the teacher needs the extra train")
+
+from samdistill.cli.teacher import app
+from samdistill.errors import InputRejected, UsageError
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_list_tells_what_is_here_and_how_the_rest_gets_here() -> None:
+    output = run("list")
+    assert "comes with the package" in output
+    assert "samdistill teacher fetch sam_vit_b" in output
+    assert "medsam" in output
+
+
+def test_check_says_what_a_teacher_is() -> None:
+    output = run("check", "tiny")
+    assert "sound" in output
+    assert "takes: points, boxes, masks" in output
+    assert "sha256" in output
+
+
+def test_check_of_a_missing_teacher_says_where_its_file_belongs() -> None:
+    result = CliRunner().invoke(app, ["check", "medsam"])
+    assert isinstance(result.exception, UsageError)
+    assert "medsam_vit_b.pth" in str(result.exception)
+
+
+def test_fetch_of_the_embedded_teacher_has_nothing_to_do() -> None:
+    assert "nothing to fetch" in run("fetch", "tiny")
+
+
+def test_embed_fills_a_cache_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    images = tmp_path / "data" / "images"
+    images.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(images / f"{i}.png")
+    arguments = ("embed", str(tmp_path / "data"), "--cache", str(tmp_path / "store"))
+    assert "3 of 3 images embedded, 0 were there" in run(*arguments)
+    Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(images / "3.png")
+    assert "1 of 4 images embedded, 3 were there" in run(*arguments)
+
+
+def test_embed_of_a_folder_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["embed", str(tmp_path), "--cache", str(tmp_path / "store")])
+    assert isinstance(result.exception, InputRejected)
