@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from samdistill._version import __version__
-from samdistill.cli import data, demo, evaluate, export, infer, phantoms, report, train, verify
+from samdistill.cli import data, demo, evaluate, export, infer, phantoms, report, teacher, train, verify
 from samdistill.errors import DeviceUnavailable, SamdistillError
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ app.command("infer")(infer.infer)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("verify")(verify.verify)
+app.add_typer(teacher.app, name="teacher", help="The Segment Anything models that teach.")
 app.command("demo")(demo.demo)
 
 EXTRAS = {

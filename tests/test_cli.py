@@ -1,0 +1,170 @@
+"""The command line as a user calls it: help, version, and one line with the right exit code for wrong turns."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from samdistill import _core
+from samdistill._version import __version__
+from samdistill.cli import app
+from samdistill.phantoms.folder import write
+
+COMMANDS = (
+    [], ["train"], ["export"], ["infer"], ["evaluate"], ["verify"], ["report"], ["phantoms"], ["demo"],
+    ["data", "check"], ["teacher", "list"], ["teacher", "fetch"], ["teacher", "check"], ["teacher", "embed"],
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Run the command line in this process: exit code, standard output, standard error."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["samdistill", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        out, err = capsys.readouterr()
+        code = ended.value.code
+        return code if isinstance(code, int) else int(code is not None), out, err
+
+    return call
+
+
+def test_python_core_and_command_line_tell_one_version(run) -> None:  # type: ignore[no-untyped-def]
+    assert _core.version() == __version__
+    assert run("--version") == (0, f"samdistill {__version__}\n", "")
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself(run, words: list[str]) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = run(*words, "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+def test_help_loads_nothing_heavy() -> None:
+    import subprocess
+
+    code = (
+        "import sys; sys.argv = ['samdistill', 'train', '--help']\n"
+        "from samdistill.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'PIL', 'torch', 'onnxruntime', 'rich.progress'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["train"], ["train", "data"], ["trian"], ["train", "--labls", "3"], ["demo"]]
+)
+def test_wrong_words_end_with_2(run, words: list[str]) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert err
+
+
+def one_line(err: str) -> str:
+    assert err.startswith("samdistill: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "data"
+    write(folder, "ultrasound", 12, seed=1, size=(48, 48))
+    return folder
+
+
+def test_an_unknown_configuration_key_is_named_and_ends_with_2(run, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "run.toml").write_text("[student]\nsise = 96\n")
+    code, _, err = run("train", data, "--out", tmp_path / "run", "--config", tmp_path / "run.toml")
+    assert code == 2
+    assert "unknown key 'sise'" in one_line(err)
+
+
+@pytest.mark.parametrize("labels", ["many", "0", "1.5", "-3"])
+def test_a_label_budget_that_is_none_ends_with_2(run, data: Path, tmp_path: Path, labels: str) -> None:  # type: ignore[no-untyped-def]
+    code, _, err = run("train", data, "--out", tmp_path / "run", f"--labels={labels}")
+    assert code == 2
+    assert "labels" in one_line(err)
+
+
+def test_a_folder_without_images_ends_with_4_and_leaves_no_run(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    code, _, err = run("train", tmp_path / "data", "--out", tmp_path / "run", "--device", "cpu")
+    assert code == 4
+    one_line(err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_not_there_ends_with_4(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, _, err = run("train", tmp_path / "nowhere", "--out", tmp_path / "run")
+    assert code == 4
+    assert "nowhere" in one_line(err)
+
+
+def test_a_mask_of_another_size_and_a_class_out_of_range_end_with_4(run, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import shutil
+
+    import numpy as np
+    from PIL import Image
+
+    for number, wrong in enumerate([np.zeros((20, 20), np.uint8), np.full((48, 48), 9, np.uint8)]):
+        copy = tmp_path / f"data{number}"
+        shutil.copytree(data, copy)
+        for mask in (copy / "masks").iterdir():
+            Image.fromarray(wrong).save(mask)
+        code, _, err = run(
+            "train", copy, "--out", tmp_path / f"run{number}", "--preset", "light", "--size", "32"
+        )
+        assert code == 4
+        assert ("20 x 20" if number == 0 else "not 9") in err.splitlines()[-1]
+
+
+def test_a_gpu_that_is_not_there_ends_with_6(run, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU, so asking for it is no error")
+    code, _, err = run("train", data, "--out", tmp_path / "run", "--device", "cuda")
+    assert code == 6
+    assert "--device cpu" in one_line(err)
+
+
+def test_an_internal_error_is_one_line_and_ends_with_1(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    def broken() -> None:
+        raise ZeroDivisionError("nothing to divide")
+
+    monkeypatch.setattr(app, "app", broken)
+    code, _, err = run()
+    assert code == 1
+    assert "internal error: ZeroDivisionError: nothing to divide" in one_line(err)
+    monkeypatch.setenv("SAMDISTILL_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["samdistill"])
+    with pytest.raises(ZeroDivisionError):
+        app.main()
+
+
+def test_a_missing_extra_is_named(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    def without_torch() -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(app, "app", without_torch)
+    code, _, err = run()
+    assert code == 6
+    assert "samdistill[train]" in one_line(err)
+
+
+def test_a_demo_never_writes_into_a_folder_of_somebody_elses(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "thesis.txt").write_text("mine")
+    code, _, err = run("demo", tmp_path)
+    assert code == 2
+    one_line(err)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
