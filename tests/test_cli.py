@@ -1,4 +1,4 @@
-"""The command line as a user calls it: help, version, and one line with the right exit code for wrong turns."""
+"""The command line as a user calls it: help, version, one line and the right exit code for wrong turns."""
 
 from __future__ import annotations
 

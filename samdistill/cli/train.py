@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Annotated
@@ -63,6 +64,7 @@ def train(
     )
     from samdistill.train.launch import train as launch
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # our first line says device and precision
     with TrainingProgress() as progress:
         run = launch(data, out, chosen, progress, device=device, resume=resume)
     if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks
