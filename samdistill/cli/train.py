@@ -64,7 +64,8 @@ def train(
     )
     from samdistill.train.launch import train as launch
 
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # our first line says device and precision
+    # Our first line says device and precision.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     with TrainingProgress() as progress:
         run = launch(data, out, chosen, progress, device=device, resume=resume)
     if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks
