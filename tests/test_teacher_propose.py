@@ -71,15 +71,17 @@ def test_the_embedded_teacher_proposes_what_the_generator_does(layers: int) -> N
     """Real objects: thresholds, box suppression, crops and their edges all have something to do."""
     teacher, image = load_teacher("tiny"), picture((120, 160))
     expected, scores = official(
-        teacher, image, points_per_side=12, pred_iou_thresh=0.5, stability_score_thresh=0.5,
+        teacher, image, points_per_side=12, pred_iou_thresh=0.3, stability_score_thresh=0.3,
         box_nms_thresh=0.5, crop_nms_thresh=0.5, crop_n_layers=layers, crop_n_points_downscale_factor=2,
     )  # fmt: skip
-    config = ProposeConfig(points_per_side=12, crop_layers=layers, crop_grid_divisor=2)
+    config = ProposeConfig(
+        points_per_side=12, predicted_iou=0.3, stability=0.3, crop_layers=layers, crop_grid_divisor=2
+    )
     (embedding,) = teacher.embed([image])
     proposals = teacher.propose(embedding, config, image=image)
-    assert len(proposals) > 5
+    assert len(proposals) > 3
     assert_same_set(proposals.masks, expected)
-    np.testing.assert_allclose(proposals.iou_predictions, scores, atol=1e-4)
+    np.testing.assert_allclose(np.sort(proposals.iou_predictions), np.sort(scores), atol=1e-4)
 
 
 def test_batches_of_any_size_give_the_same() -> None:

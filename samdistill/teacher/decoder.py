@@ -144,19 +144,18 @@ def _two_way(
     queries = tokens
     for layer in transformer.layers:
         if layer.skip_first_layer_pe:
-            queries = _attend(layer.self_attn, queries, queries, queries, exists)
+            queries = _among_tokens(layer.self_attn, queries, queries, exists)
         else:
-            q = queries + tokens
-            queries = queries + _attend(layer.self_attn, q, q, queries, exists)
+            queries = queries + _among_tokens(layer.self_attn, queries + tokens, queries, exists)
         queries = layer.norm1(queries)
         seen = keys + key_pe
-        queries = queries + _attend(layer.cross_attn_token_to_image, queries + tokens, seen, keys)
+        queries = queries + _from_image(layer.cross_attn_token_to_image, queries + tokens, seen, keys)
         queries = layer.norm2(queries)
         queries = layer.norm3(queries + layer.mlp(queries))
-        q = queries + tokens
-        keys = layer.norm4(keys + _attend(layer.cross_attn_image_to_token, seen, q, queries, exists))
+        image = _to_image(layer.cross_attn_image_to_token, seen, queries + tokens, queries, exists)
+        keys = layer.norm4(keys + image)
     final = transformer.final_attn_token_to_image
-    queries = queries + _attend(final, queries + tokens, keys + key_pe, keys)
+    queries = queries + _from_image(final, queries + tokens, keys + key_pe, keys)
     return transformer.norm_final_attn(queries), keys
 
 
@@ -181,35 +180,65 @@ def _double(conv: Any, x: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _attend(
-    attention: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, exists: torch.Tensor | None = None
-) -> torch.Tensor:
-    """segment_anything's Attention.forward with keys left out; `exists` is (N, keys) bool.
+# segment_anything's Attention three times, each where its cost lies. There are thousands of image keys and a
+# dozen tokens: the projections of the keys are folded into the tokens' side, (x W) y = x (W y), so that nothing
+# is done to every key but the two products that attention consists of.
 
-    A q, or k and v, of batch 1 beside N are the same for all: they are multiplied as one matrix.
-    """
-    heads = attention.num_heads
-    q = attention._separate_heads(attention.q_proj(q), heads)
-    k = attention._separate_heads(attention.k_proj(k), heads)
-    v = attention._separate_heads(attention.v_proj(v), heads)
-    q = q / math.sqrt(q.shape[-1])
-    if exists is None:
-        weights = _multiply(q, k.transpose(-1, -2)).softmax(dim=-1)
-    else:  # few keys to many queries: a softmax over the innermost axis would be slow
-        scores = _multiply(k, q.transpose(-1, -2)).masked_fill(~exists[:, None, :, None], -torch.inf)
-        weights = scores.softmax(dim=-2).transpose(-1, -2)
-    mixed: torch.Tensor = attention.out_proj(attention._recombine_heads(_multiply(weights, v)))
+
+def _among_tokens(attention: Any, q: torch.Tensor, v: torch.Tensor, exists: torch.Tensor) -> torch.Tensor:
+    """Attention.forward(q, q, v) among (N, T, C) tokens of which (N, T) exist."""
+    query, key, value = (
+        attention._separate_heads(projected, attention.num_heads)
+        for projected in (attention.q_proj(q), attention.k_proj(q), attention.v_proj(v))
+    )
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    weights = scores.masked_fill(~exists[:, None, None, :], -torch.inf).softmax(dim=-1)
+    mixed: torch.Tensor = attention.out_proj(attention._recombine_heads(weights @ value))
     return mixed
 
 
-def _multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """(N, heads, x, y) @ (N, heads, y, z), where either may have batch 1 without being copied N times."""
-    if len(a) == len(b):
-        return a @ b
-    if len(b) == 1:  # stack the rows of all sets
-        n, heads, x, _ = a.shape
-        rows = a.transpose(0, 1).reshape(heads, n * x, -1) @ b[0]
-        return rows.reshape(heads, n, x, -1).transpose(0, 1)
-    n, heads, _, z = b.shape
-    columns = a[0] @ b.permute(1, 2, 0, 3).reshape(heads, -1, n * z)
-    return columns.reshape(heads, -1, n, z).permute(2, 0, 1, 3)
+def _from_image(attention: Any, tokens: torch.Tensor, seen: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Attention.forward(tokens, seen, keys): (N, T, C) from (N or 1, K, C) of the image."""
+    heads = attention.num_heads
+    query = attention._separate_heads(attention.q_proj(tokens), heads)  # (N, heads, T, c)
+    # The key's bias adds the same to all scores of a query and falls out of the softmax.
+    asked = query @ _per_head(attention.k_proj.weight, heads) / math.sqrt(query.shape[-1])
+    weights = _times_image(asked, seen.transpose(1, 2)).softmax(dim=-1)
+    found = _times_image(weights, keys)  # (N, heads, T, C)
+    value = found @ _per_head(attention.v_proj.weight, heads).transpose(1, 2)
+    value = value + attention.v_proj.bias.reshape(heads, 1, -1)
+    mixed: torch.Tensor = attention.out_proj(attention._recombine_heads(value))
+    return mixed
+
+
+def _to_image(
+    attention: Any, seen: torch.Tensor, k: torch.Tensor, v: torch.Tensor, exists: torch.Tensor
+) -> torch.Tensor:
+    """Attention.forward(seen, k, v): (N, K, C) for the image from (N, T, C) tokens of which (N, T) exist."""
+    heads = attention.num_heads
+    key = attention._separate_heads(attention.k_proj(k), heads)  # (N, heads, T, c)
+    key = key / math.sqrt(key.shape[-1])
+    asked = key @ _per_head(attention.q_proj.weight, heads)
+    offset = key @ attention.q_proj.bias.reshape(heads, -1, 1)
+    scores = _times_image(asked, seen.transpose(1, 2)) + offset
+    weights = scores.masked_fill(~exists[:, None, :, None], -torch.inf).softmax(dim=2)
+    value = attention._separate_heads(attention.v_proj(v), heads)
+    given = value @ attention.out_proj.weight.reshape(-1, heads, value.shape[-1]).permute(1, 2, 0)
+    image = weights.flatten(1, 2).transpose(1, 2) @ given.flatten(1, 2)
+    shown: torch.Tensor = image + attention.out_proj.bias
+    return shown
+
+
+def _per_head(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """(heads c, C) projection weights to (heads, c, C)."""
+    return weight.reshape(heads, -1, weight.shape[1])
+
+
+def _times_image(tokens: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """(N, heads, T, x) @ (N or 1, x, y) to (N, heads, T, y); one image for all is one product."""
+    n, heads, count, inner = tokens.shape
+    if len(image) == 1:
+        product = tokens.reshape(1, n * heads * count, inner) @ image
+    else:
+        product = tokens.reshape(n, heads * count, inner) @ image
+    return product.reshape(n, heads, count, -1)

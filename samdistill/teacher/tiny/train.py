@@ -53,8 +53,8 @@ class Stage:
 STAGES = (
     Stage(until=0.08, side=128, batch=16, objects=6, prompts=False),
     Stage(until=0.32, side=128, batch=8, objects=4, prompts=True),
-    Stage(until=0.68, side=64, batch=24, objects=4, prompts=True),
-    Stage(until=0.87, side=128, batch=8, objects=4, prompts=True),
+    Stage(until=0.70, side=64, batch=24, objects=4, prompts=True),
+    Stage(until=0.84, side=128, batch=8, objects=4, prompts=True),
     Stage(until=1.00, side=256, batch=6, objects=3, prompts=True),
 )
 
