@@ -72,11 +72,12 @@ def test_the_embedded_teacher_proposes_what_the_generator_does(layers: int) -> N
     teacher, image = load_teacher("tiny"), picture((120, 160))
     expected, scores = official(
         teacher, image, points_per_side=12, pred_iou_thresh=0.3, stability_score_thresh=0.3,
-        box_nms_thresh=0.5, crop_nms_thresh=0.5, crop_n_layers=layers, crop_n_points_downscale_factor=2,
+        box_nms_thresh=0.8, crop_nms_thresh=0.8, crop_n_layers=layers, crop_n_points_downscale_factor=2,
     )  # fmt: skip
     config = ProposeConfig(
-        points_per_side=12, predicted_iou=0.3, stability=0.3, crop_layers=layers, crop_grid_divisor=2
-    )
+        points_per_side=12, predicted_iou=0.3, stability=0.3, box_iou=0.8, crop_box_iou=0.8,
+        crop_layers=layers, crop_grid_divisor=2,
+    )  # fmt: skip
     (embedding,) = teacher.embed([image])
     proposals = teacher.propose(embedding, config, image=image)
     assert len(proposals) > 3

@@ -181,8 +181,8 @@ def _double(conv: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 # segment_anything's Attention three times, each where its cost lies. There are thousands of image keys and a
-# dozen tokens: the projections of the keys are folded into the tokens' side, (x W) y = x (W y), so that nothing
-# is done to every key but the two products that attention consists of.
+# dozen tokens: the projections of the keys are folded into the tokens' side, (x W) y = x (W y), so that
+# nothing is done to every key but the two products that attention consists of.
 
 
 def _among_tokens(attention: Any, q: torch.Tensor, v: torch.Tensor, exists: torch.Tensor) -> torch.Tensor:
