@@ -289,6 +289,7 @@ def check_target(out: Path, *, force: bool) -> None:
         When `out` is there, unless `force` is given and it is a bundle, or it is an empty folder.
     """
     if not out.exists() and not out.is_symlink():
+        out.parent.mkdir(parents=True, exist_ok=True)  # where that cannot be, say so before the work
         return
     if out.is_dir() and not out.is_symlink():
         if not any(out.iterdir()):

@@ -60,6 +60,11 @@ class Outputs:
     masks: dict[str, Path]
     overlay: Path
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        return *self.masks.values(), self.overlay
+
 
 @dataclass(frozen=True)
 class Record:
@@ -157,19 +162,20 @@ def plan(sources: Sequence[Source], out: Path, predictor: Predictor) -> dict[Sou
     inputs = {source.path.resolve(): source for source in readable}
     outputs: dict[Source, Outputs] = {}
     for source in readable:
-        name = source.relative.with_suffix(".png")
-        if predictor.manifest.multi_label:
-            masks = {label: out / label / name for label in predictor.class_names}
-        else:
-            masks = {"labels": out / name}
-        outputs[source] = Outputs(masks, out / OVERLAYS / name)
-        for file in (*masks.values(), outputs[source].overlay):
-            other = taken.setdefault(file, source)
-            if other is not source:
+        outputs[source] = _outputs(source.relative, out, predictor)
+        for file in outputs[source].files:
+            other = taken.get(file)
+            if other is source:
+                raise UsageError(
+                    f"no class may be named {OVERLAYS!r}: its masks would lie where the overlays do. "
+                    "Rename the class and export the run again."
+                )
+            if other is not None:
                 raise UsageError(
                     f"{other.path} and {source.path} must not have one output: both would write {file}. "
                     "Rename one, or segment them into two folders."
                 )
+            taken[file] = source
             over = inputs.get(file.resolve())
             if over is not None:
                 raise UsageError(f"--out must not lead to an input: {over.path} would be written over.")
@@ -217,6 +223,13 @@ def segment_files(
     (out / RESULTS).unlink(missing_ok=True)
     for planned in outputs.values():
         _remove(planned)
+    # What an earlier run left for a picture that is now missing must not stay beside its failure.
+    inputs = {source.path.resolve() for source in outputs}
+    for source in sources:
+        if source.problem is not None and source.path.suffix.lower() in SUFFIXES:
+            left = _outputs(PurePosixPath(source.path.name), out, predictor)
+            if not any(file.resolve() in inputs for file in left.files):
+                _remove(left)
     records = []
     unfinished = out / f".{RESULTS}.partial"
     with unfinished.open("w", encoding="utf-8") as log:
@@ -315,8 +328,17 @@ def _rgb(colour: tuple[int, ...]) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def _outputs(relative: PurePosixPath, out: Path, predictor: Predictor) -> Outputs:
+    name = relative.with_suffix(".png")
+    if predictor.manifest.multi_label:
+        masks = {label: out / label / name for label in predictor.class_names}
+    else:
+        masks = {"labels": out / name}
+    return Outputs(masks, out / OVERLAYS / name)
+
+
 def _remove(outputs: Outputs) -> None:
-    for file in (*outputs.masks.values(), outputs.overlay):
+    for file in outputs.files:
         file.unlink(missing_ok=True)
 
 

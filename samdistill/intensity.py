@@ -24,7 +24,8 @@ class IntensityRule:
     ----------
     kind
         "identity": values are uint8 already. "window": `low`..`high` (raw values) map to 0..255 and are
-        clipped. "percentiles": as window, between the image's own `low`-th and `high`-th percentile.
+        clipped. "percentiles": as window, between the image's own `low`-th and `high`-th percentile; where
+        the two are equal, between its lowest and highest value. A constant image becomes 0.
     low, high
         Raw values for "window"; percentiles in [0, 100] for "percentiles"; unused for "identity".
     """
@@ -71,6 +72,8 @@ class IntensityRule:
             low, high = self.low, self.high
             if self.kind == "percentiles":
                 low, high = (float(v) for v in np.percentile(values, [self.low, self.high]))
+                if low == high:  # a few bright pixels on an even ground: they are the picture
+                    low, high = float(values.min()), float(values.max())
             scale = 255.0 / (high - low) if high > low else 0.0
             grey = np.clip(np.rint((values - low) * scale), 0, 255).astype(np.uint8)
         if grey.ndim == 3:

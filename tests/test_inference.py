@@ -20,7 +20,7 @@ from PIL import Image as PillowImage
 
 from samdistill.errors import InputRejected, SomeInputsFailed, UsageError
 from samdistill.inference import Source, gather, raise_for_failures, segment_files
-from samdistill.io.images import read_mask
+from samdistill.io.images import read_mask, write_png
 from samdistill.predictor import Predictor
 
 
@@ -317,3 +317,24 @@ def test_the_smoke_test_of_the_wheels_passes_here() -> None:
     script = Path(__file__).with_name("wheel_smoke.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_missing_picture_keeps_no_mask_of_an_earlier_run(tiny_bundle: Path, tmp_path: Path) -> None:
+    """And nothing but its own outputs goes: neither other masks nor a picture of the same stem."""
+    predictor = Predictor.load(tiny_bundle)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("a.png", "b.png"):
+        write_png(pictures / name, np.zeros((32, 40, 3), np.uint8))
+    out = tmp_path / "out"
+    segment_files(predictor, gather([str(pictures)], out), out)
+    (pictures / "a.png").unlink()
+    missing = pictures / "a.jpg"
+    other = missing.with_suffix(".png")
+    write_png(other, np.zeros((32, 40, 3), np.uint8))
+    (record,) = segment_files(predictor, gather([str(missing)], out), out)
+    assert record.status == "failed"
+    assert other.is_file()
+    left = sorted(path.name for path in out.rglob("*.png"))
+    assert left
+    assert set(left) == {"b.png"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from samdistill.phantoms import folder as phantoms
 from samdistill.train.config import AugmentConfig, TrainConfig, load_config
 from samdistill.train.data import Batches, FrameStore, whole_frames
 from samdistill.train.launch import choose_devices, train
+from samdistill.train.loop import Validation, _Progress, _rate
 from samdistill.train.losses import IGNORE, SegmentationLoss
 from samdistill.train.run import Run
 from samdistill.train.student import build_student
@@ -312,10 +314,66 @@ def test_half_precision_on_a_cpu_is_refused() -> None:
 def test_a_run_is_not_overwritten_and_not_resumed_differently(trained: Run, data: Path, tiny: Path) -> None:
     with pytest.raises(UsageError, match="holds a run already"):
         train(data, trained.path, load_config(tiny), Silent(), device="cpu")
-    with pytest.raises(UsageError, match="seed was 0"):
-        train(
-            data, trained.path, load_config(tiny, overrides={"seed": 1}), Silent(), device="cpu", resume=True
-        )
+    for overrides, named in (({"seed": 1}, "seed was 0"), ({"student.size": 64}, r"student\.size was 32")):
+        config = load_config(tiny, overrides=overrides)
+        with pytest.raises(UsageError, match=named):
+            train(data, trained.path, config, Silent(), device="cpu", resume=True)
+
+
+def test_resuming_without_options_takes_those_of_the_start(trained: Run, data: Path) -> None:
+    watcher = Silent()
+    run = train(data, trained.path, None, watcher, device="cpu", resume=True)
+    assert run.config == trained.config
+    assert "finished" in watcher.messages[0]
+
+
+def test_a_run_is_not_resumed_in_another_precision(
+    trained: Run, data: Path, tiny: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(trained.path, copy)
+    record = json.loads((copy / "run.json").read_text())
+    record.update(devices={"kind": "cuda", "precision": "bf16"}, result={})
+    (copy / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match="was started on"):
+        train(data, copy, load_config(tiny), Silent(), device="cpu", resume=True)
+
+
+def test_a_start_that_failed_does_not_block_its_folder(data: Path, tiny: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    kept = {mask: mask.read_bytes() for mask in (copy / "masks").iterdir()}
+    for mask in kept:
+        mask.write_bytes(b"broken")
+    with pytest.raises(InputRejected):
+        train(copy, tmp_path / "run", load_config(tiny), Silent(), device="cpu")
+    for mask, content in kept.items():
+        mask.write_bytes(content)
+    config = load_config(tiny, overrides={"max_steps": 2})
+    assert train(copy, tmp_path / "run", config, Silent(), device="cpu").record.result["steps"] == 2
+
+
+def test_the_rate_halves_on_a_plateau_and_training_stops_early() -> None:
+    config = load_config(overrides={"optimiser.plateau_patience": 1, "early_stop": 4})
+    progress = _Progress(config.optimiser.learning_rate)
+    rates, over = [], []
+    for loss in (1.0, 0.9, 0.9, 0.95, 0.9, 0.92):
+        progress.finish_epoch(Validation(loss, 0.5), 10, config.optimiser)
+        rates.append(progress.plateau_rate / config.optimiser.learning_rate)
+        over.append(progress.over(config))
+    assert rates == [1, 1, 1, 0.5, 0.5, 0.25]
+    assert over == [False, False, False, False, False, True]
+    assert progress.best_epoch == 2, "equal Dice: the lower loss is the better student"
+    assert not progress.over(load_config(overrides={"max_steps": 100})), "a fixed number of steps never stops"
+
+
+def test_the_cosine_warms_up_and_ends_at_the_minimum() -> None:
+    config = load_config(preset="light").optimiser
+    rates = [_rate(config, step, 200, 0.0) for step in range(200)]
+    assert rates[0] == pytest.approx(config.learning_rate / 10)
+    assert max(rates) == rates[9] == pytest.approx(config.learning_rate)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 1.1 * config.min_learning_rate
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 99}', '{"schema": 1}'])

@@ -40,6 +40,8 @@ def test_a_file_changes_its_preset_and_an_option_changes_the_file(tmp_path: Path
         ("seed = 'three'", "seed must be int"),
         ("labels = 1.5", "share in (0, 1]"),
         ("labels = 0", "at least 1 image"),
+        ("batch = 1", "batch must be at least 2"),
+        ("[student]\nsize = 100", "multiple of 32"),
         ("max_steps = 0", "max_steps must be at least 1"),
         ("preset = 'heavy'", "preset must be one of"),
         ("strategy = 'magic'", "strategy must be one of"),

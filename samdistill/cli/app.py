@@ -13,7 +13,7 @@ import typer
 
 from samdistill._version import __version__
 from samdistill.cli import data, demo, evaluate, export, infer, phantoms, report, teacher, train, verify
-from samdistill.errors import DeviceUnavailable, SamdistillError
+from samdistill.errors import DeviceUnavailable, SamdistillError, UsageError
 
 app = typer.Typer(
     name="samdistill",
@@ -88,6 +88,17 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(DeviceUnavailable.exit_code)
+    except (
+        PermissionError,
+        NotADirectoryError,
+        IsADirectoryError,
+        FileExistsError,
+        FileNotFoundError,
+    ) as error:
+        if debug:
+            raise
+        print(f"samdistill: {error.filename}: {error.strerror}.", file=sys.stderr)
+        sys.exit(UsageError.exit_code)
     except MemoryError:
         if debug:
             raise

@@ -48,7 +48,7 @@ class TrainingProgress:
     def on_message(self, text: str) -> None:
         """Print a line."""
         if self._console.is_terminal:
-            self._console.print(text, highlight=False)
+            self._console.print(text, highlight=False, markup=False)
         else:
             print(text, file=sys.stderr, flush=True)
 

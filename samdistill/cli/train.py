@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,9 @@ def train(
     data: Annotated[Path | None, typer.Argument(help="Data folder: images/, masks/, dataset.toml.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to write.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file; options given here override it.")] = None,
-    preset: Annotated[str, typer.Option(help="paper, or light: fast on a CPU.")] = "paper",
+    preset: Annotated[
+        str | None, typer.Option(help="paper (the default), or light: fast on a CPU.", show_default=False)
+    ] = None,
     strategy: Annotated[str | None, typer.Option(help="supervised.")] = None,
     labels: Annotated[
         str | None,
@@ -48,26 +51,31 @@ def train(
     from samdistill.cli.progress import TrainingProgress
     from samdistill.train.config import load_config
 
-    chosen = load_config(
-        config,
-        preset=preset,
-        overrides={
-            "strategy": strategy,
-            "labels": _budget(labels),
-            "student.encoder": encoder,
-            "student.size": size,
-            "max_steps": max_steps,
-            "batch": batch,
-            "seed": seed,
-            "precision": precision,
-        },
+    overrides = {
+        "strategy": strategy,
+        "labels": _budget(labels),
+        "student.encoder": encoder,
+        "student.size": size,
+        "max_steps": max_steps,
+        "batch": batch,
+        "seed": seed,
+        "precision": precision,
+    }
+    given = [option for option in (config, preset, *overrides.values()) if option is not None]
+    # A resumed run needs none of its options again.
+    chosen = (
+        None if resume and not given else load_config(config, preset=preset or "paper", overrides=overrides)
     )
     from samdistill.train.launch import train as launch
 
     # Our first line says device and precision.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    with TrainingProgress() as progress:
-        run = launch(data, out, chosen, progress, device=device, resume=resume)
+    try:
+        with TrainingProgress() as progress:
+            run = launch(data, out, chosen, progress, device=device, resume=resume)
+    except KeyboardInterrupt:
+        print(f"samdistill: interrupted; the same command with --resume continues {out}.", file=sys.stderr)
+        sys.exit(130)
     if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks
         return
     result = run.record.result

@@ -142,7 +142,9 @@ def _find_masks(layout: Layout) -> None:
     folder = layout.root / "masks"
     if not folder.is_dir():
         return
-    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    # What is no folder and no picture (Thumbs.db, notes) says nothing about how masks are kept.
+    entries = [p for p in folder.iterdir() if p.is_dir() or p.suffix.lower() in SUFFIXES]
+    names = sorted(p.name for p in entries if not p.name.startswith("."))
     # A folder in masks/ is a class, unless images/ is divided into folders of the same names.
     layout.per_class = bool(names) and all(
         (folder / name).is_dir() and not (layout.root / "images" / name).is_dir() for name in names

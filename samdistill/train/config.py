@@ -37,7 +37,7 @@ class StudentConfig:
     decoder_channels
         Width of the five decoder stages, coarse to fine.
     size
-        Shortest side of the model frame, pixels.
+        Shortest side of the model frame, pixels; a multiple of 32.
     """
 
     encoder: str = "resnet34"
@@ -54,7 +54,10 @@ class StudentConfig:
             len(self.decoder_channels) == 5 and min(self.decoder_channels) > 0,
             f"decoder_channels must be five positive widths, not {self.decoder_channels}.",
         )
-        _require(32 <= self.size <= 2048, f"size must be 32..2048 px, not {self.size}.")
+        _require(
+            32 <= self.size <= 2048 and self.size % 32 == 0,
+            f"size must be a multiple of 32 in 32..2048 px, not {self.size}.",
+        )
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,8 @@ class TrainConfig:
             _require(0 < self.labels <= 1, f"labels must be a share in (0, 1], not {self.labels}.")
         elif self.labels is not None:
             _require(self.labels >= 1, f"labels must be at least 1 image, not {self.labels}.")
-        for name in ("max_epochs", "min_epoch_steps", "batch", "early_stop"):
+        _require(self.batch >= 2, f"batch must be at least 2, for batch normalisation, not {self.batch}.")
+        for name in ("max_epochs", "min_epoch_steps", "early_stop"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}.")
         _require(
             self.max_steps is None or self.max_steps >= 1,

@@ -61,7 +61,7 @@ class Devices:
 def train(
     data: Path,
     out: Path,
-    config: TrainConfig,
+    config: TrainConfig | None,
     watcher: Watcher,
     *,
     device: str = "auto",
@@ -76,7 +76,7 @@ def train(
     out
         The run folder to make, or, with `resume`, to continue.
     config
-        With `resume` it must be the one the run was started with.
+        None takes the defaults or, with `resume`, what the run was started with, which must not differ.
     watcher
         Hears of every step.
     device
@@ -93,7 +93,24 @@ def train(
     DeviceUnavailable
         When "cuda" is asked for and there is none.
     """
+    # A run that was stopped before its first checkpoint has nothing to continue, and is started anew.
+    started_before = (out / "run.json").is_file() and (out / "last.safetensors").is_file()
+    if started_before and not resume:
+        raise UsageError(f"{out} holds a run already; continue it with --resume or choose another folder.")
+    recorded = Run.load(out) if started_before else None
+    if recorded is not None:
+        config = config or recorded.config
+        _check_same(recorded, config)
+        if recorded.record.result:
+            watcher.on_message(f"{out} is finished; nothing to resume.")
+            return recorded
+    config = config or TrainConfig()
     devices = choose_devices(device, config.precision)
+    if recorded is not None and vars(devices) != recorded.record.devices:
+        raise UsageError(
+            f"{out} was started on {recorded.record.devices} and would go on with {vars(devices)}; resume "
+            "where it was started, or with --device and --precision as they were there."
+        )
     fabric = Fabric(
         accelerator=devices.kind,
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
@@ -104,20 +121,14 @@ def train(
     if fabric.global_rank > 0:
         watcher = _Nobody()
     torch.manual_seed(config.seed)
-    run: Run | None = None
-    if (out / "run.json").is_file():
-        if not resume:
-            raise UsageError(
-                f"{out} holds a run already; continue it with --resume or choose another folder."
-            )
-        run = Run.load(out)
-        _check_same(run, config)
-        if run.record.result:
-            watcher.on_message(f"{out} is finished; nothing to resume.")
-            return run
+    if config.batch < 2 * fabric.world_size:
+        raise UsageError(
+            f"batch must be at least 2 for each of {fabric.world_size} processes, not {config.batch}."
+        )
     fabric.barrier()  # every process has looked for a run before one of them makes it
     split = make_split(open_dataset(data, infer_classes=False), seed=config.seed, labels=config.labels)
     student, encoder_weights = build_student(config.student, len(split.class_names))
+    run = recorded
     if run is None:
         run = _new_run(split, data, out, config, devices, encoder_weights)
         if fabric.global_rank == 0:
@@ -132,6 +143,8 @@ def train(
         )
     fabric.barrier()
     watcher.on_message(_first_line(run, devices))
+    if isinstance(config.labels, int) and split.budget != config.labels:
+        watcher.on_message(f"the label budget of {config.labels} became {split.budget} images (docs/data.md)")
 
     started = time.perf_counter()
     labelled = FrameStore(split.train_labelled, config.student.size, run.intensity)
@@ -236,14 +249,21 @@ def _new_run(
 
 
 def _check_same(run: Run, config: TrainConfig) -> None:
-    recorded, wanted = to_dict(run.config), to_dict(config)
-    changed = sorted(key for key in recorded.keys() | wanted.keys() if recorded.get(key) != wanted.get(key))
-    if changed:
-        key = changed[0]
-        raise UsageError(
-            f"{key} was {recorded.get(key)!r} when {run.path} was started and is {wanted.get(key)!r} now; "
-            "resume with the options of the start, or train into another folder."
-        )
+    recorded, wanted = _flat(to_dict(run.config)), _flat(to_dict(config))
+    for key in sorted(recorded.keys() | wanted.keys()):
+        if recorded.get(key) != wanted.get(key):
+            raise UsageError(
+                f"{key} was {recorded.get(key)!r} when {run.path} was started, not {wanted.get(key)!r}; "
+                "resume with the options of the start or with none, or train into another folder."
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
 
 
 def _first_line(run: Run, devices: Devices) -> str:
@@ -256,7 +276,8 @@ def _first_line(run: Run, devices: Devices) -> str:
     return (
         f"U-Net++ / {student.encoder}, {weights}; {devices.kind}, {devices.precision}; "
         f"{len(split['train_labelled'])} labelled, {len(split['train_unlabelled'])} unlabelled, "
-        f"{len(split['validation'])} validation, {len(split['test'])} test images"
+        f"{len(split['validation'])} validation, {len(split['test'])} test images; "
+        f"intensity {run.intensity.kind}"
     )
 
 

@@ -126,7 +126,9 @@ def fit(
             optimiser_.step()
             losses.append(value)
             listener.on_step(step + 1, value)
-        measured = validate(student, validation, loss_of, config.batch)
+        # One process measures for all: each has batch statistics of its own, and all must stop together.
+        own = validate(student, validation, loss_of, config.batch) if fabric.global_rank == 0 else None
+        measured: Validation = fabric.broadcast(own)
         progress.finish_epoch(measured, len(losses), config.optimiser)
         record = {
             "phase": phase,

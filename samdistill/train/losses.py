@@ -1,4 +1,8 @@
-"""The supervised loss, L = Dice + k BCE (knowledge mining, eq. 1), of segmentation_models_pytorch's parts."""
+"""The supervised loss, L = Dice + k BCE (knowledge mining, eq. 1), of segmentation_models_pytorch's parts.
+
+Its Dice term is taken over the batch and leaves out a class that no image of the batch has; false positives
+of such a class meet the BCE term alone.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ class SegmentationLoss:
 
         self.bce_weight = bce_weight
         self._dice = losses.DiceLoss("multilabel", ignore_index=int(IGNORE))
-        self._bce = losses.SoftBCEWithLogitsLoss(ignore_index=int(IGNORE))
+        self._bce = losses.SoftBCEWithLogitsLoss(ignore_index=int(IGNORE), reduction="sum")
 
     def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The loss of a batch.
@@ -42,5 +46,7 @@ class SegmentationLoss:
         torch.Tensor
             float32 scalar.
         """
-        loss: torch.Tensor = self._dice(logits, targets) + self.bce_weight * self._bce(logits, targets)
+        counted = (targets != IGNORE).sum().clamp(min=1)
+        bce = self._bce(logits, targets) / counted
+        loss: torch.Tensor = self._dice(logits, targets) + self.bce_weight * bce
         return loss

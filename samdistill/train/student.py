@@ -116,7 +116,10 @@ def fetch_encoder(name: str) -> None:
     cure()
     import segmentation_models_pytorch as smp
 
-    smp.encoders.get_encoder(name, weights=_weights(name))
+    try:
+        smp.encoders.get_encoder(name, weights=_weights(name))
+    except (KeyError, RuntimeError) as error:
+        raise UsageError(f"no ImageNet weights are known for the encoder {name!r}.") from error
 
 
 def _weights(name: str) -> str | bool:
