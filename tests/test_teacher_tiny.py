@@ -19,7 +19,14 @@ from samdistill.errors import InputRejected  # noqa: E402
 from samdistill.prompts import Prompts  # noqa: E402
 from samdistill.teacher import Teacher, load_teacher  # noqa: E402
 from samdistill.teacher.tiny import WEIGHTS, load  # noqa: E402
-from samdistill.teacher.tiny.evaluate import TRAINED_SETS, ellipse, spearman  # noqa: E402
+from samdistill.teacher.tiny.evaluate import (  # noqa: E402
+    TRAINED_SETS,
+    UNSEEN_SETS,
+    cases,
+    ellipse,
+    measure,
+    spearman,
+)
 from samdistill.teacher.tiny.model import build, set_side  # noqa: E402
 from samdistill.teacher.tiny.split import held_out  # noqa: E402
 
@@ -207,3 +214,21 @@ def test_it_is_quick_enough_for_a_slow_cpu(tiny: Teacher) -> None:
         segment.append(time.process_time() - middle)
     assert min(embed) < 2 * 0.25
     assert min(segment) < 2 * 0.5
+
+
+@pytest.mark.data
+def test_it_beats_the_ellipse_where_it_was_never_trained(tiny: Teacher, data_root: Path) -> None:
+    """A quick part of the model card's table: moved boxes, sets it never saw and held-out parts."""
+    untrained = Teacher("untrained", build(), weights_sha256="")
+    tables = {
+        name: measure(tiny, untrained, cases(data_root, name, 24)) for name in (*UNSEEN_SETS, *TRAINED_SETS)
+    }
+    gain = {name: table["box"] - table["ellipse"] for name, table in tables.items()}
+    assert min(gain.values()) > 0
+    assert np.mean([gain[name] for name in UNSEEN_SETS]) > 0.04
+    assert np.mean([gain[name] for name in TRAINED_SETS]) > 0.06
+    for table in tables.values():
+        assert table["exact_box"] > table["exact_ellipse"] - 0.025
+        assert table["box_and_3_points"] > table["box"] - 0.02
+        assert table["box"] > table["random_weights_box"] + 0.4
+        assert table["spearman"] > 0.2

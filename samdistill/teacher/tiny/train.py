@@ -1,6 +1,6 @@
 """Train the embedded teacher: `python -m samdistill.teacher.tiny.train --data DATA --out FOLDER --hours 2`.
 
-Three stages, each a share of the time: the encoder alone with every pixel supervised, prompts on half-size
+Stages, each a share of the time: the encoder alone with every pixel supervised, prompts on smaller
 pictures (a quarter of the cost; no weight depends on the size), prompts at full size. The rate falls with
 the time spent, not with steps, since how many steps fit depends on the machine. A checkpoint is kept every
 few minutes and a run started again in the same folder goes on where it stopped. Under torchrun the
