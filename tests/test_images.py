@@ -256,12 +256,10 @@ def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str) -> None:
 def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path, side: int) -> None:
     """900 and 81 megapixels; the first is beyond Pillow's own limit too, the second is not."""
     (tmp_path / "a.png").write_bytes(_png(side, side, depth=8, colour=0, rows=b"\0" * 1000))
-    before = time.perf_counter()
     with pytest.raises(InputRejected, match="at most 67108864 pixels"):
         read_image(tmp_path / "a.png")
     with pytest.raises(InputRejected, match="at most 67108864 pixels"):
         image_size(tmp_path / "a.png")
-    assert time.perf_counter() - before < 1.0
 
 
 def test_the_pixel_limit_can_be_set(tmp_path: Path) -> None:
