@@ -128,7 +128,8 @@ def fit(
             listener.on_step(step + 1, value)
         # One process measures for all: each has batch statistics of its own, and all must stop together.
         own = validate(student, validation, loss_of, config.batch) if fabric.global_rank == 0 else None
-        measured: Validation = fabric.broadcast(own)
+        measured = fabric.broadcast(own)
+        assert measured is not None
         progress.finish_epoch(measured, len(losses), config.optimiser)
         record = {
             "phase": phase,
