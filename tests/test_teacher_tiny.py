@@ -166,8 +166,12 @@ def fake_data(root: Path) -> None:
             Image.fromarray(mask.astype(np.uint8)).save(root / name / "masks" / f"{i:03d}.png")
 
 
-def test_training_writes_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -> None:
-    """At least a step of every stage; a trainer made in the same folder stands where it stopped."""
+@pytest.mark.parametrize("start", [None, WEIGHTS])
+def test_training_writes_a_checkpoint_and_goes_on_from_it(start: Path | None, tmp_path: Path) -> None:
+    """At least a step of every stage, from nothing or from weights.
+
+    A trainer made in the same folder stands where it stopped, and what it wrote to ship is a teacher.
+    """
     pytest.importorskip("cv2", reason="the pictures are drawn with opencv, of the extra test")
     fake_data(tmp_path / "data")
     cache = tmp_path / "out" / "cache"
@@ -177,17 +181,53 @@ def test_training_writes_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -> Non
     np.save(cache / "pictures_1_bits.npy", np.repeat(mask[None].astype(np.uint8), 204, axis=0))
     command = [sys.executable, "-W", "ignore", "-m", "samdistill.teacher.tiny.train"]
     command += ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--hours", "0.0001"]
+    command += ["--start", str(start)] if start else []
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode == 0, done.stderr
+    load(tmp_path / "out" / "tiny.safetensors")
     (tmp_path / "out" / "final.pt").rename(tmp_path / "out" / "last.pt")
 
     from samdistill.teacher.tiny.train import Trainer
 
-    trainer = Trainer(argparse.Namespace(out=tmp_path / "out", seed=0, rate=1e-3))
+    trainer = Trainer(argparse.Namespace(out=tmp_path / "out", seed=0, rate=1e-3, start=start))
     state = torch.load(tmp_path / "out" / "last.pt", weights_only=True)
     assert (trainer.step, trainer.spent) == (state["step"], state["spent"])
     assert trainer.spent > 0
     assert all(torch.equal(trainer.averaged[key], value) for key, value in state["averaged"].items())
+
+
+def test_samples_of_pictures_with_more_and_fewer_objects_are_joined_in_order(tmp_path: Path) -> None:
+    """Objects lie in one row, each with its image, its box where its mask is."""
+    pytest.importorskip("cv2", reason="the pictures are drawn with opencv, of the extra test")
+    from samdistill.teacher.tiny.samples import Sampler
+    from samdistill.teacher.tiny.train import collate
+
+    fake_data(tmp_path)
+    objects = {"nuclei": 5, "nerves": 2}
+    samplers = [Sampler(tmp_path, tmp_path, objects=objects, shares={name: 1.0}) for name in objects]
+    rng = np.random.default_rng(0)
+    batch = collate([sampler.draw(rng) for sampler in (*samplers, samplers[0])])
+    assert batch["owner"].tolist() == [0] * 5 + [1] * 2 + [2] * 5
+    assert batch["image"].shape == (3, 256, 256, 3)
+    for box, target in zip(batch["boxes"].numpy(), batch["targets"].numpy(), strict=True):
+        y, x = np.nonzero(target)
+        outer = [2 * x.min(), 2 * y.min(), 2 * x.max() + 2, 2 * y.max() + 2]
+        assert np.abs(box - outer).max() <= 1
+
+
+def test_the_middle_of_a_mask_lies_in_it_nearest_to_its_centroid() -> None:
+    from samdistill.teacher.tiny.recipe import middles
+
+    y, x = np.mgrid[:40, :40]
+    ring = (np.hypot(x - 20, y - 18) < 12) & (np.hypot(x - 21, y - 18) > 6)
+    masks = np.stack([np.hypot(x - 30, y - 10) < 5, ring])
+    found = (middles(torch.from_numpy(masks)).numpy() + 0.5) / 2 - 0.5
+    assert found[0].tolist() == [30, 10]
+    column, row = found[1].astype(int)
+    y, x = np.nonzero(ring)
+    far = np.hypot(x - x.mean(), y - y.mean())
+    assert ring[row, column]
+    assert np.hypot(column - x.mean(), row - y.mean()) == pytest.approx(far.min())
 
 
 def test_rank_correlation_shares_ranks_among_equals() -> None:

@@ -37,16 +37,18 @@ class DenseHead(nn.Module):
         self.border = nn.Conv2d(features, 1, 1)
         self.query = nn.Sequential(nn.Linear(2 * features, 96), nn.GELU(), nn.Linear(96, features + 2))
 
-    def forward(self, embeddings: torch.Tensor, prior: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, C, h, w) embeddings and (B, P, 4h, 4w) priors to (B, 4h, 4w) and (B, P, 4h, 4w) logits."""
+    def forward(
+        self, embeddings: torch.Tensor, prior: torch.Tensor, images: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, C, h, w) embeddings, (N, 4h, 4w) priors of N images: (B, 4h, 4w) and (N, 4h, 4w) logits."""
         maps = self.up(embeddings)
-        flat = maps.flatten(2)
-        p = prior.flatten(2).to(flat.dtype)
+        flat = maps.flatten(2)[images]
+        p = prior.flatten(1).to(flat.dtype)
         inside = (p > 1).to(flat.dtype) + 1e-4
         ring = ((p < -2) & (p > -9)).to(flat.dtype) + 1e-4
-        means = [torch.einsum("bpn,bcn->bpc", w, flat) / w.sum(dim=2, keepdim=True) for w in (inside, ring)]
-        query = self.query(torch.cat(means, dim=2))
-        logits = torch.einsum("bpc,bcn->bpn", query[..., :-2], flat)
+        means = [torch.einsum("nk,nck->nc", w, flat) / w.sum(dim=1, keepdim=True) for w in (inside, ring)]
+        query = self.query(torch.cat(means, dim=1))
+        logits = torch.einsum("nc,nck->nk", query[..., :-2], flat)
         logits = logits + query[..., -2:-1] + (1 + query[..., -1:]) * p * 0.5
         return self.border(maps)[:, 0], logits.reshape(prior.shape)
 
@@ -115,15 +117,12 @@ def dense_loss(
 ) -> torch.Tensor:
     """Loss of the dense phase."""
     target, boxes = batch["targets"].float() / 255, batch["boxes"]
-    prior = model.prompt_encoder.box_prior(
-        to_indices(jitter(boxes, generator, 2 * target.shape[-1])).flatten(0, 1)
-    )
-    prior = prior.reshape(target.shape)
-    border, logits = head(embeddings, prior)
+    prior = model.prompt_encoder.box_prior(to_indices(jitter(boxes, generator, 2 * target.shape[-1])))[:, 0]
+    border, logits = head(embeddings, prior, batch["owner"])
     edge = batch["border"].float() / 255
     outline = functional.binary_cross_entropy_with_logits(border.float(), edge, pos_weight=torch.tensor(3.0))
-    weight = surroundings(boxes.flatten(0, 1), target.shape[-1])
-    objects = mask_loss(logits.float().flatten(0, 1), target.flatten(0, 1), weight)
+    weight = surroundings(boxes, target.shape[-1])
+    objects = mask_loss(logits.float(), target, weight)
     return objects.mean() + 0.3 * outline
 
 
@@ -134,18 +133,17 @@ def promptable_loss(
 
     `second` is the share of prompt sets that see the second round.
     """
-    per_image = batch["boxes"].shape[1]
-    boxes, target = batch["boxes"].flatten(0, 1), batch["targets"].flatten(0, 1).float() / 255
-    images = torch.arange(len(embeddings)).repeat_interleave(per_image)
+    boxes, target, images = batch["boxes"], batch["targets"].float() / 255, batch["owner"]
     weight = surroundings(boxes, target.shape[-1])
     n = len(boxes)
     prompt = first_prompt(boxes, target, generator)
     logits, scores = forward(model, embeddings[images], prompt)
-    single = ~(prompt.has_box | ((prompt.point_labels >= 0).sum(dim=1) > 1))
-    loss, parts = round_loss(logits, scores, target, weight, single)
+    loss, parts = round_loss(logits, scores, target, weight, ~prompt.has_box)
     keep = torch.randperm(n, generator=generator)[: int(second * n)]
     if len(keep):
-        best = logits.detach()[keep, 0]
+        # As in use: of an ambiguous prompt the best of three by predicted IoU goes on.
+        index = torch.where(prompt.has_box, 0, 1 + scores[:, 1:].argmax(dim=1))
+        best = logits.detach()[keep, index[keep]]
         again = next_prompt(
             PromptBatch(*[field[keep] for field in prompt]), boxes[keep], target[keep], best, generator
         )
@@ -155,6 +153,8 @@ def promptable_loss(
         loss = loss + second * loss2
         parts["second"] = parts2["iou"]
     with_box = prompt.has_box
+    chosen = scores[:, 1:].argmax(dim=1, keepdim=True)
+    parts["points"] = float(ious(logits[:, 1:], target[:, None]).gather(1, chosen)[~with_box].mean())
     parts["box"] = float(ious(logits[:, 0], target)[with_box].mean())
     parts["ellipse"] = float(
         ious(model.prompt_encoder.box_prior(prompt.boxes)[:, 0], target)[with_box].mean()
@@ -164,8 +164,7 @@ def promptable_loss(
 
 def box_score(model: Sam, batch: Batch, generator: torch.Generator) -> float:
     """Mean IoU, in the low-resolution frame, of the single mask for jittered boxes."""
-    boxes, target = batch["boxes"].flatten(0, 1), batch["targets"].flatten(0, 1).float() / 255
-    images = torch.arange(len(batch["boxes"])).repeat_interleave(batch["boxes"].shape[1])
+    boxes, target, images = batch["boxes"], batch["targets"].float() / 255, batch["owner"]
     n, low = len(boxes), target.shape[-1]
     points, labels = empty_points(n)
     moved = to_indices(jitter(boxes, generator, 2 * low, most=0.15))
@@ -197,20 +196,20 @@ def round_loss(
     scores: torch.Tensor,
     target: torch.Tensor,
     weight: torch.Tensor,
-    single: torch.Tensor,
+    ambiguous: torch.Tensor,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Loss of one round.
 
-    The single mask always learns; of the three the best one learns, fully where the prompt is ambiguous (one
-    point) and a little elsewhere. All predicted IoU learn by squared error.
+    The single mask always learns; of the three the best one learns, fully where the prompt is ambiguous
+    (points alone) and a little elsewhere. All predicted IoU learn by squared error.
     """
     first = mask_loss(logits[:, 0], target, weight)
-    some = single | (torch.rand(len(single)) < 0.2)
+    some = ambiguous | (torch.rand(len(ambiguous)) < 0.15)
     three = mask_loss(logits[some, 1:], target[some, None].expand(-1, 3, -1, -1), weight[some, None])
     best = three.min(dim=1).values + 0.05 * three.mean(dim=1)
     truth = ious(logits.detach(), target[:, None])
     quality = functional.mse_loss(scores, truth)
-    loss = first.mean() + best.sum() / len(single) + quality
+    loss = first.mean() + best.sum() / len(ambiguous) + quality
     return loss, {
         "mask": float(first.detach().mean()),
         "iou": float(truth[:, 0].mean()),
@@ -219,16 +218,16 @@ def round_loss(
 
 
 def first_prompt(boxes: torch.Tensor, target: torch.Tensor, generator: torch.Generator) -> PromptBatch:
-    """A jittered box (70 %), a box with 1 to 3 points (10 %), one point (14 %), several points (6 %)."""
+    """A jittered box (50 %), a box with 1 to 3 points (15 %), one point (20 %), several points (15 %)."""
     n = len(boxes)
     kind = torch.rand(n, generator=generator)
     points, labels = empty_points(n)
     inside, _ = pick_pixels(target > 0.5, 3, generator)
-    count = 1 + torch.randint(0, 3, (n,), generator=generator)
-    count = torch.where(kind < 0.7, 0, torch.where((kind > 0.8) & (kind < 0.94), 1, count))
+    count = torch.randint(1, 4, (n,), generator=generator)
+    count = torch.where(kind < 0.5, 0, torch.where((kind > 0.65) & (kind < 0.85), 1, count))
     slots = torch.arange(3)[None] < count[:, None]
     points[:, :3], labels[:, :3] = inside, torch.where(slots, 1, UNUSED)
-    has_box = kind < 0.8
+    has_box = kind < 0.65
     labels[:, 3] = torch.where(has_box, UNUSED, -1)
     none = torch.zeros(n, 1, *target.shape[-2:])
     moved = to_indices(jitter(boxes, generator, 2 * target.shape[-1]))
@@ -242,7 +241,11 @@ def next_prompt(
     logits: torch.Tensor,
     generator: torch.Generator,
 ) -> PromptBatch:
-    """The last logits as mask, points from the error region (75 %) or the object, the box kept (50 %)."""
+    """The last logits as mask, with points, the box kept (40 %).
+
+    The points: the middle of the last mask, as one asks without knowing the truth (45 %); or one from the
+    error region or none, and up to two of the object.
+    """
     n = len(boxes)
     kind = torch.rand(n, generator=generator)
     truth, mask = target > 0.5, logits > 0
@@ -251,12 +254,14 @@ def next_prompt(
     inside, _ = pick_pixels(truth, 2, generator)
     at = (wrong[:, 0] / 2).long().clamp(0, target.shape[-1] - 1)
     positive = truth[torch.arange(n), at[:, 1], at[:, 0]]
-    use_error = exists & (kind < 0.75)
+    use_error = exists & (kind < 0.4)
     points[:, 0], labels[:, 0] = wrong[:, 0], torch.where(use_error, positive.long(), UNUSED)
-    count = torch.randint(0, 3, (n,), generator=generator)
+    central = (kind > 0.55) & mask.flatten(1).any(dim=1)
+    points[central, 0], labels[central, 0] = middles(mask[central]), 1
+    count = torch.randint(0, 3, (n,), generator=generator) * ~central
     points[:, 1:3] = inside
     labels[:, 1:3] = torch.where(torch.arange(2)[None] < count[:, None], 1, UNUSED)
-    has_box = before.has_box & (torch.rand(n, generator=generator) < 0.5)
+    has_box = before.has_box & (torch.rand(n, generator=generator) < 0.4)
     labels[:, 3] = torch.where(has_box, UNUSED, -1)
     return PromptBatch(
         points, labels, before.boxes, has_box, logits[:, None], torch.rand(n, generator=generator) < 0.9
@@ -285,6 +290,18 @@ def pick_pixels(
     low = masks.shape[-1]
     xy = torch.stack([index % low, index // low], dim=-1).float()
     return (xy + 0.5) * 2 - 0.5, exists
+
+
+def middles(masks: torch.Tensor) -> torch.Tensor:
+    """(N, h, w) bool, none empty, to (N, 2) xy as `pick_pixels`: the pixel nearest to the centroid."""
+    index = torch.arange(masks.shape[-1], dtype=torch.float32)
+    area = masks.sum(dim=(1, 2)).float()
+    x = (masks.sum(dim=1) * index).sum(dim=1) / area
+    y = (masks.sum(dim=2) * index).sum(dim=1) / area
+    far = (index - x[:, None])[:, None, :] ** 2 + (index - y[:, None])[:, :, None] ** 2
+    nearest = far.masked_fill(~masks, torch.inf).flatten(1).argmin(dim=1)
+    side = masks.shape[-1]
+    return (torch.stack([nearest % side, nearest // side], dim=1) + 0.5) * 2 - 0.5
 
 
 def metrics(parts: list[dict[str, Any]]) -> str:

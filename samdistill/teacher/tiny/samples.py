@@ -8,6 +8,7 @@ these three a fixed fifth, by the hash of the group in a file's name, is held ou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from samdistill.teacher.tiny.split import TRAINED_SETS, held_out
 
 SIZE = 256  # the frame samples are composed in; they may be drawn smaller
 HELD_OUT_PICTURES = 200
+LEAST_PX = 12  # of an object, in the sampler's frame
+# Shares shown whole, as in use, and bent; a head stays an ellipse.
+WHOLE = {"pictures": 0.35, "nuclei": 0.6, "nerves": 0.6, "fetal_head": 0.6}
+BENT = {"pictures": 0.0, "nuclei": 0.3, "nerves": 0.5, "fetal_head": 0.0}
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -35,6 +40,7 @@ class Source:
     labels: npt.NDArray[Any]  # (h, w): uint16 numbers, or uint8 bit planes
     planes: bool  # labels are bit planes
 
+    @cached_property
     def ids(self) -> list[int]:
         """List the objects' numbers (or planes)."""
         if self.planes:
@@ -94,7 +100,7 @@ class Sampler:
         data: Path,
         cache: Path,
         *,
-        objects: int,
+        objects: dict[str, int],
         shares: dict[str, float],
         side: int = SIZE,
         hold_out: bool = False,
@@ -129,9 +135,10 @@ class Sampler:
         Returns
         -------
         dict
-            With S the sampler's side: `image` (S, S, 3) uint8; `content` (2,) int64 height and width that are
-            not padding; `targets` (P, S/2, S/2) uint8 covered share x 255; `boxes` (P, 4) float32 half-open,
-            exact; `border` (S/2, S/2) uint8 share of pixels on an object's outline x 255.
+            With S the sampler's side and P as many objects as asked for of such a picture: `image` (S, S, 3)
+            uint8; `content` (2,) int64 height and width that are not padding; `targets` (P, S/2, S/2) uint8
+            covered share x 255; `boxes` (P, 4) float32 half-open, exact; `border` (S/2, S/2) uint8 share of
+            pixels on an object's outline x 255.
         """
         while True:
             name, source = self.source(rng)
@@ -142,7 +149,7 @@ class Sampler:
                 return sample
 
     def _cut(self, rng: np.random.Generator, name: str, source: Source) -> dict[str, Any] | None:
-        ids = source.ids()
+        ids = source.ids
         if not ids:
             return None
         chosen = ids[rng.integers(len(ids))]
@@ -150,29 +157,37 @@ class Sampler:
         content = np.array([SIZE, SIZE])
         if rng.random() < 0.5:
             content[rng.integers(2)] = int(SIZE * rng.uniform(0.55, 1))
-        matrix = _whole(source, content) if rng.random() < 0.25 else _zoom(rng, box, content, name)
+        whole = rng.random() < WHOLE[name]
+        matrix = _whole(rng, source, content, name) if whole else _zoom(rng, box, content, name)
         shrink = self.side / SIZE
         matrix = shrink * matrix
         matrix[:, 2] += 0.5 * shrink - 0.5
         height, width = (max(1, int(length * shrink + 0.5)) for length in content)
         image = _warp(source.image, matrix, (width, height))
         labels = cv2.warpAffine(source.labels, matrix, (width, height), flags=cv2.INTER_NEAREST)
+        if rng.random() < BENT[name]:
+            maps = bend(rng, (width, height))
+            image = cv2.remap(image, *maps, cv2.INTER_LINEAR)
+            labels = cv2.remap(labels, *maps, cv2.INTER_NEAREST)
         masks: list[npt.NDArray[np.bool_]] = []
+        most = self.objects[name]
         border = np.zeros((height, width), np.uint8)
         present = [chosen, *rng.permutation([k for k in ids if k != chosen])]
         for k in present:
             mask = source.member(labels, source.planes, k)
-            if not 20 <= mask.sum() <= 0.85 * mask.size:
-                if k == chosen:
+            if not LEAST_PX <= mask.sum() <= 0.85 * mask.size:
+                if k == chosen and not whole:
                     return None
                 continue
             border |= cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-            if len(masks) < self.objects:
+            if len(masks) < most:
                 masks.append(mask)
-        while len(masks) < self.objects:
+        if not masks:
+            return None
+        while len(masks) < most:
             masks.append(masks[rng.integers(len(masks))])
         canvas = np.zeros((self.side, self.side, 3), np.uint8)
-        canvas[:height, :width] = recolour(rng, image)
+        canvas[:height, :width] = recolour(rng, image) if rng.random() < 0.75 else image
         return {
             "image": canvas,
             "content": np.array([height, width]),
@@ -194,12 +209,39 @@ def bounding_box(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
-def _whole(source: Source, content: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Fit the whole picture as inference does; sets `content` to what it fills."""
+def _whole(
+    rng: np.random.Generator, source: Source, content: npt.NDArray[np.int64], name: str
+) -> npt.NDArray[np.float64]:
+    """Fit the whole picture as inference does, mostly turned and scaled a little; sets `content`."""
     height, width = source.labels.shape
     scale = SIZE / max(height, width)
     content[:] = int(height * scale + 0.5), int(width * scale + 0.5)
-    return np.array([[scale, 0, 0.5 * scale - 0.5], [0, scale, 0.5 * scale - 0.5]])
+    linear, place = scale * np.eye(2), content[::-1] / 2
+    if rng.random() < 0.7:
+        any_way = name in ("nuclei", "pictures") and rng.random() < 0.5
+        linear = linear @ turn(rng.uniform(0, 2 * np.pi) if any_way else rng.normal(0, 0.12))
+        linear = linear @ np.diag(np.exp(rng.uniform(-0.2, 0.5) + rng.normal(0, 0.08, 2)))
+        place = place + rng.uniform(-0.15, 0.15, 2) * SIZE
+    mirror = [rng.choice([-1, 1]), rng.choice([-1, 1]) if name in ("nuclei", "pictures") else 1]
+    linear = linear @ np.diag(mirror)
+    # Pixel centres lie at integers in both frames.
+    return np.column_stack([linear, place - 0.5 - linear @ (np.array([width, height]) / 2 - 0.5)])
+
+
+def turn(angle: float) -> npt.NDArray[np.float64]:
+    """(2, 2) rotation."""
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
+def bend(rng: np.random.Generator, size: tuple[int, int]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Maps for cv2.remap over (width, height) that shift smoothly by up to some 4 % of the side."""
+    width, height = size
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    cells = int(rng.integers(3, 7))
+    reach = rng.uniform(0.05, 0.15) * max(size) / cells
+    shift = (reach * rng.standard_normal((cells, cells, 2))).astype(np.float32)
+    shift = cv2.resize(shift, size, interpolation=cv2.INTER_CUBIC)
+    return x + shift[..., 0], y + shift[..., 1]
 
 
 def _zoom(
@@ -212,8 +254,8 @@ def _zoom(
     scale = np.clip(share * content.min() / extent, *limits)
     angle = rng.uniform(0, 2 * np.pi) if rng.random() < 0.5 else rng.normal(0, 0.1)
     stretch = np.exp(rng.normal(0, 0.12))
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    linear = turn @ np.diag([scale * stretch * rng.choice([-1, 1]), scale / stretch * rng.choice([-1, 1])])
+    mirror = rng.choice([-1, 1], 2)
+    linear = turn(angle) @ np.diag(mirror * np.array([scale * stretch, scale / stretch]))
     reach = 0.4 * extent * scale
     place = [rng.uniform(min(reach, size / 2), max(size - reach, size / 2)) for size in content[::-1]]
     centre = np.array([box[0] + box[2], box[1] + box[3]]) / 2

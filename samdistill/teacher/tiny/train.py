@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader, IterableDataset
 
 from samdistill.io.files import atomic_write
+from samdistill.teacher.tiny import load
 from samdistill.teacher.tiny.model import SIZE, WIDTH, build, set_side
 from samdistill.teacher.tiny.recipe import (
     DenseHead,
@@ -36,7 +38,7 @@ from samdistill.teacher.tiny.recipe import (
 )
 from samdistill.teacher.tiny.samples import Sampler, cache_pictures
 
-SHARES = {"pictures": 0.6, "nuclei": 0.15, "nerves": 0.13, "fetal_head": 0.12}
+SHARES = {"pictures": 0.45, "nuclei": 0.22, "nerves": 0.2, "fetal_head": 0.13}
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,23 @@ class Stage:
     until: float
     side: int
     batch: int  # images a process and step
-    objects: int  # prompt sets an image
+    objects: dict[str, int]  # prompt sets an image of each set
     prompts: bool
+    dense: float  # weight of the dense phase's loss
 
 
+FOUR = dict.fromkeys(SHARES, 4)
+MANY = {"pictures": 5, "nuclei": 12, "nerves": 4, "fetal_head": 3}
 STAGES = (
-    Stage(until=0.08, side=128, batch=16, objects=6, prompts=False),
-    Stage(until=0.32, side=128, batch=8, objects=4, prompts=True),
-    Stage(until=0.70, side=64, batch=24, objects=4, prompts=True),
-    Stage(until=0.84, side=128, batch=8, objects=4, prompts=True),
-    Stage(until=1.00, side=256, batch=6, objects=3, prompts=True),
+    Stage(until=0.08, side=128, batch=16, objects=FOUR, prompts=False, dense=1.0),
+    Stage(until=0.32, side=128, batch=8, objects=FOUR, prompts=True, dense=0.3),
+    Stage(until=0.70, side=64, batch=24, objects=FOUR, prompts=True, dense=0.3),
+    Stage(until=0.84, side=128, batch=8, objects=FOUR, prompts=True, dense=0.3),
+    Stage(until=1.00, side=256, batch=6, objects=FOUR, prompts=True, dense=0.3),
+)
+FURTHER = (
+    Stage(until=0.55, side=256, batch=6, objects=MANY, prompts=True, dense=0.0),
+    Stage(until=1.00, side=256, batch=6, objects=MANY, prompts=True, dense=0.0),
 )
 
 
@@ -73,8 +82,15 @@ class Stream(IterableDataset[dict[str, torch.Tensor]]):
         stage = self.stage
         sampler = Sampler(self.data, self.cache, objects=stage.objects, shares=SHARES, side=stage.side)
         while True:
-            samples = [sampler.draw(rng) for _ in range(stage.batch)]
-            yield {key: torch.from_numpy(np.stack([s[key] for s in samples])) for key in samples[0]}
+            yield collate([sampler.draw(rng) for _ in range(stage.batch)])
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Join samples: images stacked, objects of all images in one row, `owner` naming each one's image."""
+    join = {"targets": np.concatenate, "boxes": np.concatenate}
+    batch = {key: torch.from_numpy(join.get(key, np.stack)([s[key] for s in samples])) for key in samples[0]}
+    batch["owner"] = torch.from_numpy(np.repeat(np.arange(len(samples)), [len(s["boxes"]) for s in samples]))
+    return batch
 
 
 def learning_rate(progress: float, peak: float) -> float:
@@ -110,8 +126,9 @@ class Trainer:
         self.args = args
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         torch.manual_seed(args.seed)
-        self.model = build().to(memory_format=torch.channels_last)
+        self.model = (load(args.start)[0] if args.start else build()).to(memory_format=torch.channels_last)
         self.head = DenseHead(WIDTH)
+        self.stages = FURTHER if args.start else STAGES
         self.parameters = [*self.model.parameters(), *self.head.parameters()]
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=args.rate, betas=(0.9, 0.98), weight_decay=0.03
@@ -145,6 +162,12 @@ class Trainer:
         with atomic_write(self.args.out / name) as temporary:
             torch.save(state, temporary)
 
+    def save_weights(self, name: str) -> None:
+        """Write the running average as it ships: fp16, without what training alone needs."""
+        half = {key: value.half().contiguous() for key, value in self.averaged.items()}
+        with atomic_write(self.args.out / name) as temporary:
+            save_file(half, temporary)
+
     def run(self, stage: Stage) -> None:
         """Train until the stage's share of the time is spent."""
         set_side(self.model, stage.side)
@@ -176,11 +199,13 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16):
             pixels = normalise(self.model, batch["image"], batch["content"])
             embeddings = self.model.image_encoder(pixels)
-            loss = dense_loss(self.model, self.head, embeddings, batch, generator)
-            parts = {"dense": float(loss.detach())}
+            loss, parts = torch.zeros(()), dict[str, float]()
+            if stage.dense:
+                dense = dense_loss(self.model, self.head, embeddings, batch, generator)
+                loss, parts = stage.dense * dense, {"dense": float(dense.detach())}
             if stage.prompts:
                 prompted, more = promptable_loss(self.model, embeddings, batch, generator)
-                loss, parts = prompted + 0.3 * loss, {**parts, **more}
+                loss, parts = loss + prompted, {**parts, **more}
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         share_gradients(self.parameters)
@@ -200,11 +225,10 @@ class Trainer:
         cache, batches = self.args.out / "cache", {}
         for name in SHARES:
             sampler = Sampler(
-                self.args.data, cache, objects=2, shares={name: 1.0}, side=stage.side, hold_out=True
+                self.args.data, cache, objects={name: 3}, shares={name: 1.0}, side=stage.side, hold_out=True
             )
             rng = np.random.default_rng(1)
-            samples = [sampler.draw(rng) for _ in range(16)]
-            batches[name] = {key: torch.from_numpy(np.stack([s[key] for s in samples])) for key in samples[0]}
+            batches[name] = collate([sampler.draw(rng) for _ in range(24)])
         return batches
 
     def validate(self, batches: dict[str, dict[str, torch.Tensor]], stage: Stage) -> None:
@@ -238,6 +262,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for pictures and checkpoints")
     parser.add_argument("--hours", type=float, required=True)
     parser.add_argument("--pictures", type=int, default=6000, help="drawn first, where none are cached")
+    parser.add_argument("--start", type=Path, help="go on from these weights; best with a lower rate")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -247,10 +272,11 @@ def main() -> None:
     if trainer.rank == 0 and not list((args.out / "cache").glob("pictures_*_images.npy")):
         cache_pictures(args.out / "cache", args.seed + 1, args.pictures)
     agreed(0.0)  # the others wait for the pictures
-    for stage in STAGES:
+    for stage in trainer.stages:
         trainer.run(stage)
     if trainer.rank == 0:
         trainer.save("final.pt")
+        trainer.save_weights("tiny.safetensors")
 
 
 if __name__ == "__main__":
