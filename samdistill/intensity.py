@@ -42,6 +42,11 @@ class IntensityRule:
         if self.kind == "percentiles" and not (self.low >= 0 and self.high <= 100):
             raise ValueError(f"percentiles must lie in [0, 100], not {self.low} and {self.high}.")
 
+    @property
+    def of_display(self) -> bool:
+        """Whether the rule is for grey values as a file wants them shown, and not for measured ones."""
+        return self.kind == "identity"
+
     def apply(self, raw: npt.NDArray[Any]) -> Image:
         """Turn raw pixels into a uint8 (H, W, 3) image.
 

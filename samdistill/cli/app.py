@@ -62,6 +62,9 @@ EXTRAS = {
     "onnxscript": "export",
     "onnxslim": "export",
     "scipy": "evaluate",
+    "nibabel": "nifti",
+    "pydicom": "dicom",
+    "highdicom": "dicom",
 }
 """The extra that brings a library which base does without."""
 

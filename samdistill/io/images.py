@@ -6,6 +6,7 @@ matter, not this module's. A file's header is judged before anything of it is de
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ DAMAGE = (
 _ORIENTATION = 274  # the EXIF tag; 5..8 swap height and width
 
 
-def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS, content: bytes | None = None) -> Pixels:
     """Read one picture, upright, with the depth it has.
 
     Parameters
@@ -56,6 +57,8 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         PNG, JPEG, TIFF (one page) or BMP; told by content, not by name.
     max_pixels
         Larger pictures are refused from their header, before they are decoded.
+    content
+        The file's bytes, where they have been read already.
 
     Returns
     -------
@@ -70,7 +73,7 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         When the file is missing, empty, damaged, no such image, too large, has several pages, or holds colour
         deeper than 8 bits, which could only be read with loss.
     """
-    with _opened(Path(path), max_pixels) as image:
+    with _opened(Path(path), max_pixels, content=content) as image:
         return _pixels(image, Path(path))
 
 
@@ -105,7 +108,9 @@ def read_mask(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     return values
 
 
-def image_size(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(
+    path: Path | str, *, max_pixels: int = MAX_PIXELS, content: bytes | None = None
+) -> tuple[int, int]:
     """Read (height, width), EXIF orientation carried out, from the header alone.
 
     Raises
@@ -113,7 +118,7 @@ def image_size(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
     InputRejected
         As `read_image`, as far as the header shows it.
     """
-    with _opened(Path(path), max_pixels, decode=False) as image:
+    with _opened(Path(path), max_pixels, decode=False, content=content) as image:
         width, height = image.size
         # Pillow turns TIFF sizes itself, and would decode a whole PNG to look for EXIF behind its pixels.
         turned = (
@@ -170,13 +175,16 @@ def write_mask(path: Path, mask: npt.NDArray[Any]) -> None:
 
 
 @contextmanager
-def _opened(path: Path, max_pixels: int, *, decode: bool = True) -> Iterator[PillowImage.Image]:
+def _opened(
+    path: Path, max_pixels: int, *, decode: bool = True, content: bytes | None = None
+) -> Iterator[PillowImage.Image]:
     """Open a file, judge its header, decode it and turn it upright; every damage becomes InputRejected."""
     try:
-        if path.stat().st_size == 0:
+        if (path.stat().st_size if content is None else len(content)) == 0:
             raise InputRejected(f"{path} is empty (0 bytes). Copy it again or remove it.")
         # Given a path, Pillow maps uncompressed TIFFs into memory and scrambles those lying on their side.
-        with path.open("rb") as file, PillowImage.open(file, formats=FORMATS) as image:
+        opened = path.open("rb") if content is None else io.BytesIO(content)
+        with opened as file, PillowImage.open(file, formats=FORMATS) as image:
             _judge_header(image, path, max_pixels)
             if not decode:
                 yield image

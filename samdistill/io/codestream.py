@@ -1,0 +1,139 @@
+"""What DICOM's compressed streams will grow to, judged before anything decodes them. Knows bytes alone."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+DEFLATED = "1.2.840.10008.1.2.1.99"
+RLE = "1.2.840.10008.1.2.5"
+_MARK = slice(128, 132)
+_LONG_VRS = (b"OB", b"OW", b"OF", b"SQ", b"UT", b"UN")
+_META_GROUP = 2
+_TRANSFER_SYNTAX = 0x10
+_NOT_FRAMES = (0xC4, 0xC8, 0xCC)  # among JPEG's SOF codes: tables, reserved, arithmetic conditioning
+_JPEG_LS_FRAME = 0xF7
+_J2K_START = b"\xff\x4f\xff\x51"
+_STEP = 1 << 20
+
+
+def transfer_syntax_and_inflated_size(content: bytes, most: int) -> tuple[str | None, int]:
+    """Read a DICOM file's transfer syntax, and how large it is once inflated.
+
+    Parameters
+    ----------
+    content
+        The file.
+    most
+        Where to stop counting: what is larger comes back as more than this.
+
+    Returns
+    -------
+    tuple
+        The transfer syntax's UID, None when this is no DICOM file with a header (PS3.10 7.1); and bytes.
+    """
+    if content[_MARK] != b"DICM":
+        return None, 0
+    place, syntax = _MARK.stop, None
+    while place + 8 <= len(content):
+        group, element, vr = struct.unpack_from("<HH2s", content, place)
+        if group != _META_GROUP:
+            break
+        if vr in _LONG_VRS:
+            if place + 12 > len(content):
+                break
+            length, value = struct.unpack_from("<I", content, place + 8)[0], place + 12
+        else:
+            length, value = struct.unpack_from("<H", content, place + 6)[0], place + 8
+        if element == _TRANSFER_SYNTAX:
+            syntax = content[value : value + length].decode("ascii", "replace").rstrip("\0 ")
+        place = value + length
+    if syntax != DEFLATED:
+        return syntax, len(content)
+    size, machine, rest = 0, zlib.decompressobj(-zlib.MAX_WBITS), content[place:]
+    try:
+        while size <= most and not machine.eof:
+            piece = machine.decompress(rest, _STEP)
+            if not piece:
+                break
+            size, rest = size + len(piece), machine.unconsumed_tail
+    except zlib.error:
+        return None, size
+    return syntax, size
+
+
+def frame_problem(frame: bytes, syntax: str, size: tuple[int, int], raw_bytes: int) -> str | None:
+    """Compare what a compressed frame says of itself with what the file's header promises.
+
+    Parameters
+    ----------
+    frame
+        One frame's stream.
+    syntax
+        The transfer syntax's UID.
+    size
+        (height, width) of the header.
+    raw_bytes
+        Of the decoded frame.
+
+    Returns
+    -------
+    str or None
+        What is wrong; None when decoding gives what was promised. Streams of unknown kind are None too: no
+        decoder takes them.
+    """
+    if syntax == RLE:
+        grown = _rle_size(frame, raw_bytes)
+        return None if grown <= raw_bytes + 64 else "a frame grows beyond its size"
+    found = _jpeg_2000_size(frame) or _jpeg_size(frame)
+    if found is not None and found != size:
+        return f"a frame has {found[1]} x {found[0]} pixels, the header says {size[1]} x {size[0]}"
+    return None
+
+
+def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG or JPEG-LS stream's frame header."""
+    if frame[:2] != b"\xff\xd8":
+        return None
+    place = 2
+    while place + 9 <= len(frame):
+        if frame[place] != 0xFF:
+            return None
+        code = frame[place + 1]
+        if code == 0xFF:  # a fill byte
+            place += 1
+        elif (0xC0 <= code <= 0xCF and code not in _NOT_FRAMES) or code == _JPEG_LS_FRAME:
+            height, width = struct.unpack_from(">HH", frame, place + 5)
+            return height, width
+        else:
+            place += 2 + struct.unpack_from(">H", frame, place + 2)[0]
+    return None
+
+
+def _jpeg_2000_size(frame: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG 2000 codestream, bare or in its JP2 boxes."""
+    place = frame[:4096].find(_J2K_START)
+    if place < 0 or place + 24 > len(frame):
+        return None
+    width, height, left, top = struct.unpack_from(">IIII", frame, place + 8)
+    return height - top, width - left
+
+
+def _rle_size(frame: bytes, most: int) -> int:
+    """Bytes that the PackBits segments of an RLE frame (PS3.5 G) unpack to; counting stops above `most`."""
+    if len(frame) < 64:
+        return 0
+    count, *offsets = struct.unpack_from("<16I", frame)
+    ends = [*offsets[1:count], len(frame)]
+    total = 0
+    for start, end in zip(offsets[:count], ends, strict=True):
+        place, end = start, min(end, len(frame))
+        while place < end and total <= most + 64:
+            head = frame[place]
+            if head < 128:
+                total += head + 1
+                place += head + 2
+            else:
+                total += 257 - head if head > 128 else 0
+                place += 2 if head > 128 else 1
+    return total

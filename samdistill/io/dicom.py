@@ -1,0 +1,280 @@
+"""DICOM files -> arrays, through pydicom: single and multi-frame, compressed or not, as deep as they are.
+
+Grey goes the standard's way (PS3.3 C.11): modality LUT, then VOI LUT or window, then MONOCHROME1's inversion.
+Nothing of a file's texts enters a message, since they may name a person. pydicom is imported here only.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
+from pydicom.pixels import apply_color_lut, get_decoder
+
+from samdistill.errors import InputRejected
+from samdistill.io.codestream import frame_problem, transfer_syntax_and_inflated_size
+from samdistill.io.images import Pixels
+from samdistill.io.stack import Format, check_index, check_sizes
+
+MAX_INFLATED = 1 << 30
+MM_PER_CM = 10.0
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_NO_PICTURES = {  # objects whose pixels are no picture
+    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.481.2": "a dose",
+}
+_CM = 3  # PhysicalUnits of an ultrasound region
+_FUNCTIONAL_GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
+Floats = npt.NDArray[np.float64]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DicomStack:
+    """The frames of a DICOM file; a `Stack`.
+
+    Attributes
+    ----------
+    path, size, spacing_mm
+        As in `Stack`.
+    dataset
+        pydicom's, with its pixel data.
+    burned_in
+        Whether the file says that its pixels name the patient (BurnedInAnnotation).
+    """
+
+    path: Path
+    size: tuple[int, int]
+    spacing_mm: tuple[float, float] | None
+    dataset: Dataset
+    burned_in: bool
+    _count: int
+    format: Format = "dicom"
+
+    def __len__(self) -> int:
+        return self._count
+
+    def image(self, index: int = 0, *, display: bool = True) -> Pixels:
+        """Read frame `index`; see `Stack.image`."""
+        check_index(index, len(self))
+        dataset = self.dataset
+        stored, photometric = _decode(self.path, dataset, index, self._count)
+        if stored.ndim == 3:
+            if stored.dtype != np.uint8:
+                raise InputRejected(
+                    f"{self.path} has {stored.dtype.itemsize * 8} bits a colour channel; only 8 are read. "
+                    "Export it as 8-bit colour or as grey."
+                )
+            return np.ascontiguousarray(stored)
+        if photometric == "PALETTE COLOR":
+            colours = _guarded(self.path, "its palette", lambda: apply_color_lut(stored, dataset))
+            return np.ascontiguousarray(colours >> 8 if colours.dtype == np.uint16 else colours, np.uint8)
+        return _guarded(self.path, "its grey values", lambda: _grey(stored, dataset, index, display))
+
+
+def open_dicom(
+    path: Path, content: bytes | None = None, *, max_pixels: int, max_stack_pixels: int
+) -> DicomStack:
+    """Open a DICOM file that holds images; see `stack.open_stack`."""
+    quiet()
+    if content is None:
+        from samdistill.io.stack import read_content
+
+        content = read_content(path)
+    syntax, inflated = transfer_syntax_and_inflated_size(content, MAX_INFLATED)
+    if syntax is None:
+        raise InputRejected(
+            f"{path} must be a DICOM file with its header (DICM at byte 128), and is none or damaged."
+        )
+    if inflated > MAX_INFLATED:
+        raise InputRejected(f"{path} must inflate to at most {MAX_INFLATED} bytes, and is larger.")
+    dataset = _guarded(path, "it", lambda: pydicom.dcmread(io.BytesIO(content)))
+    what = _NO_PICTURES.get(str(dataset.get("SOPClassUID", "")))
+    if what is not None or "PixelData" not in dataset:
+        raise InputRejected(f"{path} must hold an image, not {what or 'none'}. Take it out of the inputs.")
+    size, count, samples, photometric = _guarded(path, "its header", lambda: _header(dataset))
+    check_sizes(path, size, count, max_pixels, max_stack_pixels)
+    known = (*_GREY, "PALETTE COLOR") if samples == 1 else _COLOUR
+    if samples not in (1, 3) or photometric not in known:
+        raise InputRejected(
+            f"{path} has a photometric interpretation that is not known for {samples} samples a pixel. "
+            "Convert it to MONOCHROME2 or RGB."
+        )
+    return DicomStack(
+        path,
+        size,
+        _guarded(path, "its spacing", lambda: _spacing_mm(dataset)),
+        dataset,
+        str(dataset.get("BurnedInAnnotation", "")).upper() == "YES",
+        count,
+    )
+
+
+def derive_uid(*sources: str) -> str:
+    """A UID that depends on nothing but its sources (PS3.5 B.2: 2.25 and a UUID)."""
+    import hashlib
+    import uuid
+
+    digest = hashlib.sha256("\0".join(sources).encode()).digest()
+    return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
+
+
+def quiet() -> None:
+    """Keep pydicom and highdicom from writing values of a file, and so perhaps a name, to standard error."""
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
+    for name in ("pydicom", "highdicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def _guarded(path: Path, what: str, read: Callable[[], T]) -> T:
+    """Run a piece of reading; what a damaged file makes of it becomes a message without the file's texts."""
+    try:
+        return read()
+    except (InputRejected, MemoryError):
+        raise
+    except Exception as error:
+        raise InputRejected(
+            f"{path} cannot be read: {what} is damaged or not known ({type(error).__name__}). "
+            "Export it again, uncompressed."
+        ) from error
+
+
+def _header(dataset: Dataset) -> tuple[tuple[int, int], int, int, str]:
+    """(height, width), frames, samples a pixel, photometric interpretation."""
+    return (
+        (int(dataset.Rows), int(dataset.Columns)),
+        int(dataset.get("NumberOfFrames") or 1),
+        int(dataset.get("SamplesPerPixel", 1)),
+        str(dataset.get("PhotometricInterpretation", "")),
+    )
+
+
+def _decode(path: Path, dataset: Dataset, index: int, count: int) -> tuple[npt.NDArray[Any], str]:
+    """Decode frame `index`: stored values (H, W) or RGB (H, W, 3), and what they stand for."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    (height, width), _, samples, _ = _header(dataset)
+    if syntax.is_encapsulated:
+        raw_bytes = height * width * samples * int(dataset.BitsAllocated) // 8
+        frame = _guarded(
+            path, "its frames", lambda: get_frame(dataset.PixelData, index, number_of_frames=count)
+        )
+        problem = frame_problem(frame, str(syntax), (height, width), raw_bytes)
+        if problem is not None:
+            raise InputRejected(f"{path} cannot be read: {problem}. Export it again.")
+    decoder = _guarded(path, "its transfer syntax", lambda: get_decoder(syntax))
+    values, about = _guarded(path, "its pixel data", lambda: decoder.as_array(dataset, index=index))
+    photometric = str(about["photometric_interpretation"])
+    if values.shape not in ((height, width), (height, width, 3)) or (samples == 3 and photometric != "RGB"):
+        raise InputRejected(f"{path} cannot be read: its colours are stored in an unknown way. Convert it.")
+    return values, photometric
+
+
+def _grey(stored: npt.NDArray[Any], dataset: Dataset, index: int, display: bool) -> Pixels:
+    """Stored values (H, W) to what is shown or measured; see `Stack.image`."""
+    bits, signed = int(dataset.BitsStored), bool(dataset.get("PixelRepresentation", 0))
+    inverted = (
+        dataset.PhotometricInterpretation == "MONOCHROME1"
+        or str(dataset.get("PresentationLUTShape", "")).upper() == "INVERSE"
+    )
+    extremes = np.array([-(1 << (bits - 1)), (1 << (bits - 1)) - 1] if signed else [0, (1 << bits) - 1])
+    values = _modality(stored, dataset, index)
+    shown = _shown(values, dataset, index) if display else None
+    if shown is not None:
+        grey = np.clip(np.rint(shown * 255), 0, 255).astype(np.uint8)
+        return np.uint8(255) - grey if inverted else grey
+    if inverted:
+        # The sum of the two ends mirrors the range onto itself.
+        ends = _modality(extremes, dataset, index)
+        values = ends.sum() - values.astype(ends.dtype)
+    if values.dtype.kind == "f":
+        return np.ascontiguousarray(values, np.float32)
+    lowest, highest = sorted(int(end) for end in extremes)
+    for dtype in (np.uint8, np.uint16, np.int32):
+        limits = np.iinfo(dtype)
+        if limits.min <= lowest and highest <= limits.max:
+            return np.ascontiguousarray(values, dtype)
+    return np.ascontiguousarray(values, np.float32)
+
+
+def _modality(values: npt.NDArray[Any], dataset: Dataset, index: int) -> npt.NDArray[Any]:
+    """Modality LUT or rescale (PS3.3 C.11.1); untouched where there is neither."""
+    tables = dataset.get("ModalityLUTSequence")
+    if tables:
+        return _look_up(values, tables[0])[0]
+    item = _functional_group(dataset, index, "PixelValueTransformationSequence", "RescaleSlope")
+    slope = float(item.get("RescaleSlope", 1) or 1)
+    intercept = float(item.get("RescaleIntercept", 0) or 0)
+    if (slope, intercept) == (1.0, 0.0):
+        return values
+    return values * slope + intercept
+
+
+def _shown(values: npt.NDArray[Any], dataset: Dataset, index: int) -> Floats | None:
+    """VOI LUT or window (PS3.3 C.11.2) onto 0..1; None where the file has neither."""
+    item = _functional_group(dataset, index, "FrameVOILUTSequence", "WindowCenter")
+    tables = item.get("VOILUTSequence") or dataset.get("VOILUTSequence")
+    if tables:
+        looked_up, bits = _look_up(values, tables[0])
+        return looked_up / float((1 << bits) - 1)
+    if item.get("WindowCenter") is None or item.get("WindowWidth") is None:
+        return None
+    centre, width = (float(np.atleast_1d(item[key].value)[0]) for key in ("WindowCenter", "WindowWidth"))
+    function = str(item.get("VOILUTFunction", "LINEAR") or "LINEAR").upper()
+    x = values.astype(np.float64)
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(np.clip(-4 * (x - centre) / width, -700, 700)))
+    if function == "LINEAR_EXACT":
+        return np.clip((x - centre) / width + 0.5, 0, 1)
+    if width <= 1:
+        return (x > centre - 0.5).astype(np.float64)
+    return np.clip((x - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
+
+
+def _look_up(values: npt.NDArray[Any], item: Dataset) -> tuple[Floats, int]:
+    """Values through a table (PS3.3 C.11.1.1), and how many bits its entries have."""
+    count, first, bits = (int(n) for n in item.LUTDescriptor)
+    data = item.LUTData
+    if isinstance(data, bytes):
+        data = np.frombuffer(data, np.uint8 if len(data) < 2 * (count or 1 << 16) else "<u2")
+    table = np.atleast_1d(np.asarray(data, np.float64))[: count or 1 << 16]
+    return table[np.clip(values.astype(np.int64) - first, 0, len(table) - 1)], bits
+
+
+def _functional_group(dataset: Dataset, index: int, sequence: str, key: str) -> Dataset:
+    """Where an attribute of a frame stands: in its functional group, the shared one, or the dataset."""
+    per_frame, shared = (dataset.get(name) for name in _FUNCTIONAL_GROUPS)
+    for groups, place in ((per_frame, index), (shared, 0)):
+        if groups and place < len(groups):
+            items = groups[place].get(sequence)
+            if items and key in items[0]:
+                found: Dataset = items[0]
+                return found
+    return dataset
+
+
+def _spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
+    """(y, x) millimetres between pixel centres in the patient; detector spacing is no such thing."""
+    item = _functional_group(dataset, 0, "PixelMeasuresSequence", "PixelSpacing")
+    values = item.get("PixelSpacing")
+    if values:
+        y, x = (float(value) for value in values)
+    else:
+        regions = dataset.get("SequenceOfUltrasoundRegions") or []
+        if len(regions) != 1 or not all(
+            regions[0].get(f"PhysicalUnits{axis}Direction") == _CM for axis in "XY"
+        ):
+            return None
+        y, x = (abs(float(regions[0][f"PhysicalDelta{axis}"].value)) * MM_PER_CM for axis in "YX")
+    return (y, x) if 0 < x < np.inf and 0 < y < np.inf else None

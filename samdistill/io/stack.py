@@ -1,0 +1,255 @@
+"""The images of one file, whatever its format: a picture holds one, a volume or a clip holds many.
+
+The name says which format a file has to be, its content whether it is. NIfTI and DICOM need their extras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from samdistill.errors import InputRejected
+from samdistill.io.images import MAX_PIXELS, SUFFIXES, Pixels, image_size
+from samdistill.io.images import read_image as read_picture
+
+Format = Literal["picture", "nifti", "dicom"]
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+DICOM_SUFFIXES = (".dcm", ".dicom")
+ALL_SUFFIXES = (*SUFFIXES, *NIFTI_SUFFIXES, *DICOM_SUFFIXES)
+MAX_FILE_BYTES = 1 << 31
+MAX_STACK_PIXELS = 1 << 28  # of all images of a file together; 1,024 slices of 512 x 512
+_DICOM_MARK = (128, b"DICM")
+
+
+class Stack(Protocol):
+    """The images of an opened file, read one at a time; all have one size.
+
+    Attributes
+    ----------
+    path
+        The file.
+    format
+        "picture", "nifti" or "dicom".
+    size
+        (height, width), pixels.
+    spacing_mm
+        From row to row and from column to column, (y, x); None where the file does not say.
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def format(self) -> Format: ...
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+    @property
+    def spacing_mm(self) -> tuple[float, float] | None: ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int = 0, *, display: bool = True) -> Pixels:
+        """Read one image.
+
+        Parameters
+        ----------
+        index
+            0..N-1.
+        display
+            Of DICOM: grey as the file wants it shown, through its VOI LUT or window to uint8. False: measured
+            values, through the modality LUT alone, as rules other than "identity" take them. Makes no
+            difference to other formats.
+
+        Returns
+        -------
+        Pixels
+            (H, W) or (H, W, 3).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PictureStack:
+    """The one image of a PNG, JPEG, TIFF or BMP; a `Stack`."""
+
+    path: Path
+    size: tuple[int, int]
+    max_pixels: int = MAX_PIXELS
+    content: bytes | None = None
+    format: Format = "picture"
+    spacing_mm: tuple[float, float] | None = None
+
+    def __len__(self) -> int:
+        return 1
+
+    def image(self, index: int = 0, *, display: bool = True) -> Pixels:
+        """Read it; see `Stack.image`."""
+        check_index(index, 1)
+        return read_picture(self.path, max_pixels=self.max_pixels, content=self.content)
+
+
+def _open_picture(path: Path, content: bytes | None, max_pixels: int) -> Stack:
+    return PictureStack(path, image_size(path, max_pixels=max_pixels, content=content), max_pixels, content)
+
+
+def _open_nifti(path: Path, content: bytes | None, max_pixels: int) -> Stack:
+    from samdistill.io.nifti import open_nifti
+
+    return open_nifti(path, content, max_pixels=max_pixels, max_stack_pixels=MAX_STACK_PIXELS)
+
+
+def _open_dicom(path: Path, content: bytes | None, max_pixels: int) -> Stack:
+    from samdistill.io.dicom import open_dicom
+
+    return open_dicom(path, content, max_pixels=max_pixels, max_stack_pixels=MAX_STACK_PIXELS)
+
+
+READERS: dict[Format, Callable[[Path, bytes | None, int], Stack]] = {
+    "picture": _open_picture,
+    "nifti": _open_nifti,
+    "dicom": _open_dicom,
+}
+LIBRARIES: dict[Format, tuple[str, ...]] = {
+    "picture": (),
+    "nifti": ("nibabel",),
+    "dicom": ("pydicom", "highdicom"),
+}
+"""What a format needs beside base; the extra is called like the format."""
+
+
+def open_stack(path: Path | str, content: bytes | None = None, *, max_pixels: int = MAX_PIXELS) -> Stack:
+    """Open a file; only its header is read.
+
+    Parameters
+    ----------
+    path
+        Its name tells the format, see `format_of`.
+    content
+        The file's bytes, where they have been read already.
+    max_pixels
+        Larger images are refused before they are decoded.
+
+    Raises
+    ------
+    InputRejected
+        When the file is missing, empty, damaged, too large, or not what its name says.
+    ModuleNotFoundError
+        When the format's extra is not installed.
+    """
+    path = Path(path)
+    kind = format_of(path)
+    if kind is None:
+        raise InputRejected(f"{path} must be one of {', '.join(ALL_SUFFIXES)}. Convert it.")
+    return READERS[kind](path, content, max_pixels)
+
+
+def read_image(path: Path | str, index: int | None = None, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Read one image of a file of any format, as it is shown.
+
+    Parameters
+    ----------
+    path
+        A picture, NIfTI or DICOM file.
+    index
+        Which image; None where the file must hold just one.
+    max_pixels
+        Larger images are refused before they are decoded.
+
+    Returns
+    -------
+    Pixels
+        (H, W) or (H, W, 3) RGB, as deep as the file; see `images.read_image` and docs/formats.md.
+
+    Raises
+    ------
+    InputRejected
+        As `open_stack`, and when there are several images and no index.
+    """
+    stack = open_stack(path, max_pixels=max_pixels)
+    if index is None and len(stack) != 1:
+        raise InputRejected(f"{path} must hold one image, not {len(stack)}. Say which.")
+    return stack.image(index or 0)
+
+
+def format_of(path: Path) -> Format | None:
+    """Tell a file's format by its name; where that has no known suffix, DICOM by its mark in the file."""
+    name = path.name.lower()
+    for kind, suffixes in (("picture", SUFFIXES), ("nifti", NIFTI_SUFFIXES), ("dicom", DICOM_SUFFIXES)):
+        if name.endswith(suffixes):
+            return kind  # type: ignore[return-value]
+    return "dicom" if _looks_like_dicom(path) else None
+
+
+def stem(name: str) -> str:
+    """A path's text without the suffix of its format; suffixes that are none, as in UIDs, stay."""
+    lower = name.lower()
+    for suffix in (".nii.gz", *ALL_SUFFIXES):
+        if lower.endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def check_index(index: int, count: int) -> None:
+    """Require the number of an image."""
+    if not 0 <= index < count:
+        raise ValueError(f"index must be 0..{count - 1}, not {index}.")
+
+
+def check_sizes(
+    path: Path, size: tuple[int, int], count: int, max_pixels: int, max_stack_pixels: int
+) -> None:
+    """Refuse what a header promises to be too large.
+
+    Raises
+    ------
+    InputRejected
+        When there is nothing, or more than the caps.
+    """
+    height, width = size
+    if height < 1 or width < 1 or count < 1:
+        raise InputRejected(f"{path} must hold an image, not {count} of {width} x {height}. Export it again.")
+    if height * width > max_pixels:
+        raise InputRejected(
+            f"{path} must have at most {max_pixels} pixels an image, not {width} x {height}. Make it smaller."
+        )
+    if height * width * count > max_stack_pixels:
+        raise InputRejected(
+            f"{path} must have at most {max_stack_pixels} pixels in all, not {count} images of "
+            f"{width} x {height}. Cut it into parts."
+        )
+
+
+def read_content(path: Path) -> bytes:
+    """Read a whole file.
+
+    Raises
+    ------
+    InputRejected
+        When it is missing, no file, empty, or larger than MAX_FILE_BYTES.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise InputRejected(f"{path} does not exist.") from error
+    except OSError as error:
+        raise InputRejected(f"{path} cannot be read: {error.strerror}.") from error
+    if not content:
+        raise InputRejected(f"{path} is empty (0 bytes). Copy it again or remove it.")
+    if len(content) > MAX_FILE_BYTES:
+        raise InputRejected(f"{path} must have at most {MAX_FILE_BYTES} bytes. Cut it into parts.")
+    return content
+
+
+def _looks_like_dicom(path: Path) -> bool:
+    start, mark = _DICOM_MARK
+    try:
+        with path.open("rb") as file:
+            return file.read(start + len(mark))[start:] == mark
+    except OSError:
+        return False
