@@ -51,7 +51,7 @@ class Silent:
     def on_message(self, text: str) -> None:
         self.messages.append(text)
 
-    def on_read(self, done: int, total: int) -> None:
+    def on_prepare(self, what: str, done: int, total: int) -> None:
         assert done <= total
 
     def on_start(self, phase: str, first_step: int, total_steps: int) -> None:
@@ -360,11 +360,10 @@ def test_the_rate_halves_on_a_plateau_and_training_stops_early() -> None:
     for loss in (1.0, 0.9, 0.9, 0.95, 0.9, 0.92):
         progress.finish_epoch(Validation(loss, 0.5), 10, config.optimiser)
         rates.append(progress.plateau_rate / config.optimiser.learning_rate)
-        over.append(progress.over(config))
+        over.append(progress.stale(config))
     assert rates == [1, 1, 1, 0.5, 0.5, 0.25]
     assert over == [False, False, False, False, False, True]
     assert progress.best_epoch == 2, "equal Dice: the lower loss is the better student"
-    assert not progress.over(load_config(overrides={"max_steps": 100})), "a fixed number of steps never stops"
 
 
 def test_the_cosine_warms_up_and_ends_at_the_minimum() -> None:

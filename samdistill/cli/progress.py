@@ -52,9 +52,13 @@ class TrainingProgress:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def on_read(self, done: int, total: int) -> None:
-        """Images read so far."""
-        self._bars.update(self._reading, completed=done, total=total, visible=True)
+    def on_prepare(self, what: str, done: int, total: int) -> None:
+        """Images that were read, embedded, pseudo-labelled so far."""
+        self._bars.update(self._reading, description=what, completed=done, total=total, visible=True)
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._told > LINE_EVERY_S:
+            self._told = now
+            self.on_message(f"{what}: {done} of {total}")
 
     def on_start(self, phase: str, first_step: int, total_steps: int) -> None:
         """A phase begins."""

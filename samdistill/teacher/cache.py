@@ -23,6 +23,7 @@ import torch
 from samdistill.arrays import Image, check_image
 from samdistill.errors import UsageError
 from samdistill.io.files import write_bytes
+from samdistill.teacher.checkpoints import cache_folder
 from samdistill.teacher.sam import Embedding, Teacher
 
 MAGIC = b"samdistill-embedding-1\n"
@@ -37,6 +38,11 @@ class CacheStatistics:
     hits: int
     misses: int
     evicted: int
+
+
+def default_folder() -> Path:
+    """Where embeddings go when nobody says: `samdistill/embeddings` below XDG_CACHE_HOME or ~/.cache."""
+    return cache_folder().parent / "embeddings"
 
 
 class EmbeddingCache:
@@ -85,7 +91,7 @@ class EmbeddingCache:
         found: list[Embedding] = []
         for image in images:
             key = entry_key(teacher, image)
-            embedding = self._read(key, teacher.device)
+            embedding = self.read(key, teacher.device)
             if embedding is None:
                 self._misses += 1
                 (fresh,) = teacher.embed([image])
@@ -121,7 +127,7 @@ class EmbeddingCache:
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.bin"
 
-    def _read(self, key: str, device: torch.device) -> Embedding | None:
+    def read(self, key: str, device: torch.device) -> Embedding | None:
         """Read an entry; one that is damaged (a disk's fault, no writer leaves such) counts as missing."""
         path = self._path(key)
         try:

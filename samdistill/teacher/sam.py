@@ -8,7 +8,7 @@ call. Knows no class, no student and no training.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -136,6 +136,7 @@ class Teacher:
         *,
         multimask: bool | None = None,
         previous: npt.NDArray[np.float32] | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> TeacherMasks:
         """Segment every prompt set of every image in one decoder call.
 
@@ -151,6 +152,8 @@ class Teacher:
         previous
             (N, 4h, 4w) float32 low-resolution logits of an earlier answer to the same sets in flattened
             order; they take the place of `mask_logits`.
+        sizes
+            (height, width) of each image's masks; None: the image's own. Prompts stay in the image's frame.
         """
         logits, scores = self.decode(embeddings, prompts, previous=previous)
         sets = [one for each in prompts for one in each]
@@ -169,8 +172,9 @@ class Teacher:
         best = logits[rows, index]
         masks: list[Mask] = []
         done = 0
-        for embedding, each in zip(embeddings, prompts, strict=True):
-            part = self.upscale(best[done : done + len(each)], embedding)
+        for number, (embedding, each) in enumerate(zip(embeddings, prompts, strict=True)):
+            seen = embedding if sizes is None else replace(embedding, image_size=sizes[number])
+            part = self.upscale(best[done : done + len(each)], seen)
             masks.extend((part > self.mask_threshold).cpu().numpy())
             done += len(each)
         return TeacherMasks(masks, best.cpu().numpy(), scores[rows, index].cpu().numpy())

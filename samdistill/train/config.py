@@ -6,15 +6,17 @@ torch nor files other than TOML.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from samdistill.config import build, load_toml
+from samdistill.config import build, load_toml, to_dict
 from samdistill.errors import UsageError
 from samdistill.intensity import IntensityRule
+from samdistill.refine import BURDEN, MINE, RefineConfig
 
-STRATEGIES = ("supervised",)
+STRATEGIES = ("supervised", "pseudo-label", "mine", "burden")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -135,13 +137,94 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class PseudoConfig:
+    """How unlabelled images get their pseudo labels and what these weigh.
+
+    Parameters
+    ----------
+    refiner
+        Who makes a pseudo label of the student's answer: "teacher", or "random-walker", a baseline.
+    schedule
+        "continuous": anew at each visit of an image; "once": after the supervised phase, kept in the run.
+    weight
+        lambda of L(labelled) + lambda L(pseudo).
+    supervised_share
+        Share of the steps that the supervised phase takes; the student's second phase takes the rest.
+    labelled_share
+        Share of labelled images in each batch of the second phase; None: 0.5, but 0 with burden, whose second
+        student learns from pseudo labels alone.
+    loss
+        Strategy burden, on pseudo labels: "weighted-bce" (the paper's), each class weighted by how rare it
+        is, or "dice-bce", as on labels.
+    rate_factor
+        The second phase's learning rate over the first one's, where the same student goes on.
+    literal_views
+        Student and teacher both see the augmented view, so that the teacher's encoder runs at every visit;
+        False: both see the whole frame, embedded once, and the pseudo label is warped by the view.
+    min_iou, min_agreement
+        A class counts in an image's pseudo label where the teacher's predicted IoU, and the Dice between
+        student and teacher, are at least this.
+    min_confidence
+        Strategy pseudo-label: pixels whose max(p, 1 - p) is below this do not count.
+    soft
+        Strategy pseudo-label: learn the probabilities, not the mask.
+    """
+
+    refiner: str = "teacher"
+    schedule: str = "continuous"
+    weight: float = 0.25
+    supervised_share: float = 0.5
+    labelled_share: float | None = None
+    loss: str = "weighted-bce"
+    rate_factor: float = 1.0
+    literal_views: bool = False
+    min_iou: float = 0.0
+    min_agreement: float = 0.0
+    min_confidence: float = 0.5
+    soft: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            self.refiner in ("teacher", "random-walker"),
+            f"refiner must be teacher or random-walker, not {self.refiner!r}.",
+        )
+        _require(
+            self.schedule in ("once", "continuous"),
+            f"schedule must be once or continuous, not {self.schedule!r}.",
+        )
+        _require(self.weight >= 0, f"weight must be at least 0, not {self.weight}.")
+        _require(
+            0 < self.supervised_share < 1,
+            f"supervised_share must be between 0 and 1, not {self.supervised_share}.",
+        )
+        _require(
+            self.labelled_share is None or 0 <= self.labelled_share < 1,
+            f"labelled_share must be in [0, 1), not {self.labelled_share}.",
+        )
+        _require(
+            self.loss in ("dice-bce", "weighted-bce"),
+            f"loss must be dice-bce or weighted-bce, not {self.loss!r}.",
+        )
+        _require(0 < self.rate_factor <= 1, f"rate_factor must be in (0, 1], not {self.rate_factor}.")
+        for name in ("min_iou", "min_agreement"):
+            _require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], not {getattr(self, name)}.")
+        _require(
+            0.5 <= self.min_confidence < 1, f"min_confidence must be in [0.5, 1), not {self.min_confidence}."
+        )
+
+
+REFINE: dict[str, RefineConfig] = {"burden": BURDEN}
+"""How each strategy puts its student's answers to the teacher where the configuration does not say."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
     Parameters
     ----------
     strategy
-        What uses the unlabelled images: "supervised" does not.
+        What uses the unlabelled images, one of STRATEGIES: "supervised" does not.
     labels
         The label budget, see io.splits.make_split: a share in (0, 1] of the labels outside the test part or a
         number of images (at least 4 are taken), validation images included; None takes every label.
@@ -161,6 +244,10 @@ class TrainConfig:
         fp32.
     intensity
         The rule from raw pixels to uint8; None chooses identity for 8-bit data, else percentiles 0.5..99.5.
+    teacher
+        As `load_teacher` takes it; used by strategies with a teacher alone.
+    refine
+        How the student's answers are put to the teacher; None: as the strategy's paper does.
     """
 
     strategy: str = "supervised"
@@ -177,6 +264,14 @@ class TrainConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    teacher: str = "tiny"
+    pseudo: PseudoConfig = field(default_factory=PseudoConfig)
+    refine: RefineConfig | None = None
+
+    @property
+    def refine_or_default(self) -> RefineConfig:
+        """How the student's answers are put to the teacher."""
+        return self.refine or REFINE.get(self.strategy, MINE)
 
     def __post_init__(self) -> None:
         _require(
@@ -261,9 +356,11 @@ def _changed(base: TrainConfig, values: dict[str, Any], where: str) -> TrainConf
     flat: dict[str, Any] = {}
     for key, value in values.items():
         current = getattr(base, key, None)
-        if isinstance(value, dict) and isinstance(current, (StudentConfig, OptimiserConfig, AugmentConfig)):
-            changed = build(type(current), {**vars(current), **value}, where=f"{where}.{key}")
-            flat[key] = changed
+        if key == "refine" and isinstance(value, dict):
+            # What the file leaves open is as the strategy's paper has it.
+            current = current or REFINE.get(str(values.get("strategy", base.strategy)), MINE)
+        if isinstance(value, dict) and dataclasses.is_dataclass(current) and key != "intensity":
+            flat[key] = build(type(current), _merged(to_dict(current), value), where=f"{where}.{key}")
         else:
             # Built alone, so that a wrong key or type is named before it meets the rest.
             flat[key] = getattr(build(TrainConfig, {key: value}, where=where), key)
@@ -271,3 +368,12 @@ def _changed(base: TrainConfig, values: dict[str, Any], where: str) -> TrainConf
         return replace(base, **flat)
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested tables, those of `changes` over those of `base`."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged

@@ -21,7 +21,7 @@ from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import Case
 from samdistill.train.config import AugmentConfig
 from samdistill.train.losses import IGNORE
-from samdistill.train.views import draw_view
+from samdistill.train.views import View, draw_view
 
 HELD_BYTES = 4 * 2**30
 """Frames beyond this much memory are read anew at every visit."""
@@ -120,12 +120,12 @@ class Batch:
 
 
 class Batches:
-    """Random views of labelled frames, as a function of the step.
+    """Random views of frames, as a function of the step.
 
     Parameters
     ----------
     store
-        Labelled cases only.
+        The cases; labelled where batches with targets are asked for.
     size
         Side of the views, pixels.
     batch
@@ -148,51 +148,81 @@ class Batches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, not {batch}.")
         if len(store) == 0:
             raise ValueError("store must hold at least one case, not none.")
-        self._store = store
+        self.store = store
         self._size = size
         self._batch = batch
         self._augment = augment
         self._key = (seed, stream)
         self._share = (rank, world)
 
-    def __call__(self, step: int) -> Batch:
-        """Draw the batch of a step, counted from 0; every case comes once before any comes again."""
+    def draw(self, step: int) -> list[tuple[int, View]]:
+        """Which cases, and which view of each, this process sees at a step, counted from 0.
+
+        Every case comes once before any comes again.
+        """
         rank, world = self._share
-        positions = range(step * self._batch + rank, (step + 1) * self._batch, world)
-        indices, pixels, targets = [], [], []
-        for position in positions:
-            cycle, place = divmod(position, len(self._store))
-            order = np.random.default_rng((*self._key, 0, cycle)).permutation(len(self._store))
-            frame = self._store[int(order[place])]
-            if frame.targets is None:
-                raise ValueError(f"case {int(order[place])} must be labelled to train on it.")
+        drawn = []
+        for position in range(step * self._batch + rank, (step + 1) * self._batch, world):
+            cycle, place = divmod(position, len(self.store))
+            order = np.random.default_rng((*self._key, 0, cycle)).permutation(len(self.store))
+            index = int(order[place])
             view = draw_view(
                 np.random.default_rng((*self._key, 1, position)),
-                frame.image.shape[:2],
+                self.store[index].image.shape[:2],
                 self._size,
                 self._augment,
             )
-            indices.append(int(order[place]))
-            pixels.append(view.pixels(frame.image))
-            targets.append(view.targets(frame.targets.astype(np.float32)))
-        return Batch(tuple(indices), torch.stack(pixels), torch.stack(targets))
+            drawn.append((index, view))
+        return drawn
+
+    def __call__(self, step: int) -> Batch:
+        """The views of a step with their targets; the cases must be labelled."""
+        drawn = self.draw(step)
+        frames = [self.store[index] for index, _ in drawn]
+        for (index, _), frame in zip(drawn, frames, strict=True):
+            if frame.targets is None:
+                raise ValueError(f"case {index} must be labelled to train on it.")
+        return Batch(
+            tuple(index for index, _ in drawn),
+            torch.stack([view.pixels(frame.image) for (_, view), frame in zip(drawn, frames, strict=True)]),
+            torch.stack(
+                [
+                    view.targets(frame.targets.astype(np.float32))
+                    for (_, view), frame in zip(drawn, frames, strict=True)
+                    if frame.targets is not None
+                ]
+            ),
+        )
+
+
+def by_padded_size(images: Sequence[Image], batch: int) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Whole frames padded as at inference, those of equal padded size together.
+
+    Yields
+    ------
+    tuple
+        Positions in `images`, at most `batch`, and their uint8 (N, 3, height, width) pixels.
+    """
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for number, image in enumerate(images):
+        groups[padded_size((image.shape[0], image.shape[1]))].append(number)
+    for size, members in groups.items():
+        for start in range(0, len(members), batch):
+            part = members[start : start + batch]
+            pixels = np.stack([pad_image(images[number], size).transpose(2, 0, 1) for number in part])
+            yield part, torch.from_numpy(pixels)
 
 
 def whole_frames(store: FrameStore, batch: int) -> Iterator[Batch]:
     """Every labelled frame whole, padded as at inference; frames of equal padded size share a batch."""
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index in range(len(store)):
-        groups[padded_size(store[index].image.shape[:2])].append(index)
-    for size, members in groups.items():
-        for start in range(0, len(members), batch):
-            indices = members[start : start + batch]
-            pixels = [pad_image(store[i].image, size).transpose(2, 0, 1) for i in indices]
-            targets = [_pad_targets(store[i].targets, size) for i in indices]
-            yield Batch(
-                tuple(indices), torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(targets))
-            )
+    for indices, pixels in by_padded_size([store[index].image for index in range(len(store))], batch):
+        size = (pixels.shape[2], pixels.shape[3])
+        targets = np.stack([_pad_targets(store[index].targets, size) for index in indices])
+        yield Batch(tuple(indices), pixels, torch.from_numpy(targets))
 
 
 def _pad_targets(targets: npt.NDArray[np.int8] | None, size: tuple[int, int]) -> npt.NDArray[np.float32]:

@@ -6,12 +6,11 @@ What `samdistill train` calls. Knows no command line.
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -21,30 +20,21 @@ from samdistill.config import to_dict
 from samdistill.errors import DeviceUnavailable, InputRejected, UsageError
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import open_dataset
-from samdistill.io.images import read_image
+from samdistill.io.stack import open_stack
 from samdistill.io.splits import Split, make_split
 from samdistill.train.config import TrainConfig
 from samdistill.train.curves import draw_curves
-from samdistill.train.data import Batches, FrameStore
-from samdistill.train.loop import Listener, fit
-from samdistill.train.losses import SegmentationLoss
 from samdistill.train.run import SCHEMA, Run, RunRecord
-from samdistill.train.strategies.supervised import Supervised
+from samdistill.train.strategies import RUNNERS
 from samdistill.train.student import build_student
-
-
-class Watcher(Listener, Protocol):
-    """A listener that also hears what happens before the first step."""
-
-    def on_message(self, text: str) -> None: ...
-    def on_read(self, done: int, total: int) -> None: ...
+from samdistill.train.training import Training, Watcher
 
 
 class _Nobody:
     """The watcher of every process but the first."""
 
     def on_message(self, text: str) -> None: ...
-    def on_read(self, done: int, total: int) -> None: ...
+    def on_prepare(self, what: str, done: int, total: int) -> None: ...
     def on_start(self, phase: str, first_step: int, total_steps: int) -> None: ...
     def on_step(self, step: int, loss: float) -> None: ...
     def on_epoch(self, record: dict[str, Any]) -> None: ...
@@ -66,6 +56,8 @@ def train(
     *,
     device: str = "auto",
     resume: bool = False,
+    cache: Path | None = None,
+    audit: bool = False,
 ) -> Run:
     """Train a student and leave a run folder.
 
@@ -83,6 +75,11 @@ def train(
         "auto" (a GPU where there is one), "cpu" or "cuda".
     resume
         Continue a run that was interrupted; a finished one is returned as it is.
+    cache
+        Folder of the teacher's embeddings; None: `teacher.cache.default_folder`.
+    audit
+        Measure pseudo labels against the labels of the unlabelled part where there are any, for analysis: the
+        log gets more numbers, training sees none of it.
 
     Raises
     ------
@@ -127,7 +124,7 @@ def train(
         )
     fabric.barrier()  # every process has looked for a run before one of them makes it
     split = make_split(open_dataset(data, infer_classes=False), seed=config.seed, labels=config.labels)
-    student, encoder_weights = build_student(config.student, len(split.class_names))
+    _, encoder_weights = build_student(config.student, len(split.class_names))
     run = recorded
     if run is None:
         run = _new_run(split, data, out, config, devices, encoder_weights)
@@ -147,29 +144,8 @@ def train(
         watcher.on_message(f"the label budget of {config.labels} became {split.budget} images (docs/data.md)")
 
     started = time.perf_counter()
-    labelled = FrameStore(split.train_labelled, config.student.size, run.intensity)
-    validation = FrameStore(split.validation, config.student.size, run.intensity)
-    for store in (labelled, validation):
-        store.preload(watcher.on_read)
-    batches = Batches(
-        labelled,
-        config.student.size,
-        config.batch,
-        config.augment,
-        seed=config.seed,
-        stream=0,
-        rank=fabric.global_rank,
-        world=fabric.world_size,
-    )
-    fit(
-        run,
-        fabric,
-        student,
-        Supervised(batches, SegmentationLoss(config.bce_weight)),
-        validation,
-        epoch_steps=max(config.min_epoch_steps, math.ceil(len(labelled) / config.batch)),
-        listener=watcher,
-    )
+    training = Training(run, fabric, split, watcher, cache=cache, audit=audit)
+    RUNNERS[config.strategy](training)
     if fabric.global_rank == 0:
         _finish(run, time.perf_counter() - started)
     fabric.barrier()
@@ -206,7 +182,7 @@ def choose_devices(device: str, precision: str) -> Devices:
 
 def choose_intensity(paths: list[Path]) -> IntensityRule:
     """Identity where every image is 8 bits deep, else the percentiles 0.5 to 99.5 of each image."""
-    if all(read_image(path).dtype.itemsize == 1 for path in paths):
+    if all(open_stack(path).image().dtype.itemsize == 1 for path in paths):
         return IntensityRule()
     return IntensityRule("percentiles", 0.5, 99.5)
 
@@ -287,4 +263,10 @@ def _finish(run: Run, seconds: float) -> None:
     draw_curves(history, run.path / "curves.png")
     best = history[state["best_epoch"] - 1]
     before = sum(record["seconds"] for record in history)
-    run.write_record(result={"steps": state["step"], "seconds": round(max(seconds, before), 1), "best": best})
+    run.write_record(
+        result={
+            "steps": state["before"] + state["step"],
+            "seconds": round(max(seconds, before), 1),
+            "best": best,
+        }
+    )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -25,12 +26,34 @@ from samdistill.train.run import Run
 WARM_UP_SHARE = 0.05
 
 
-class Objective(Protocol):
-    """What a strategy minimises in one phase of training."""
+@dataclass(frozen=True)
+class Validation:
+    """The student on the validation images: mean loss, and the mean Dice over classes, then images."""
+
+    loss: float
+    dice: float
+
+
+class Objective:
+    """What a strategy minimises in one phase of training; what it keeps of its own is in the checkpoint."""
+
+    kept: ClassVar[tuple[str, ...]] = ()
+    """Names of attributes with plain values that a resumed run needs again."""
 
     def loss(self, student: nn.Module, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """The scalar loss of a step, and numbers for the log."""
-        ...
+        """The scalar loss of a step, and numbers for the log, whose means over the epoch are recorded."""
+        raise NotImplementedError
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Further networks by name, saved and restored; those that require gradients learn as well."""
+        return {}
+
+    def after_step(self, student: nn.Module, step: int) -> None:
+        """Called after each optimiser step."""
+
+    def after_epoch(self, measured: Validation) -> dict[str, float]:
+        """Called after each validation, in every process; numbers for the log."""
+        return {}
 
 
 class Listener(Protocol):
@@ -39,14 +62,6 @@ class Listener(Protocol):
     def on_start(self, phase: str, first_step: int, total_steps: int) -> None: ...
     def on_step(self, step: int, loss: float) -> None: ...
     def on_epoch(self, record: dict[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The student on the validation images: mean loss, and the mean Dice over classes, then images."""
-
-    loss: float
-    dice: float
 
 
 def validate(student: nn.Module, store: FrameStore, loss: SegmentationLoss, batch: int) -> Validation:
@@ -65,87 +80,146 @@ def validate(student: nn.Module, store: FrameStore, loss: SegmentationLoss, batc
     return Validation(sum(losses) / len(scores), float(np.mean(scores)))
 
 
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training with one objective.
+
+    Parameters
+    ----------
+    name
+        For people: "supervised", "mine".
+    number
+        From 0; checkpoints of a later phase mean that this one is over.
+    steps
+        Optimiser steps; with `early_stop`, at most.
+    epoch_steps
+        Optimiser steps between two validations.
+    early_stop
+        Whether the phase may end before its last step, see TrainConfig.early_stop.
+    rate_factor
+        The learning rate over the configured one.
+    carry_best
+        The best student of the phase before stays the best until this phase beats it.
+    """
+
+    name: str
+    number: int
+    steps: int
+    epoch_steps: int
+    early_stop: bool = True
+    rate_factor: float = 1.0
+    carry_best: bool = False
+
+
+def phase_reached(run: Run) -> int:
+    """Number of the phase that the run's last checkpoint belongs to; -1 where there is none."""
+    if not (run.path / "last.safetensors").is_file():
+        return -1
+    return int(run.load_state("last")["phase"])
+
+
 def fit(
     run: Run,
     fabric: Fabric,
     student: nn.Module,
     objective: Objective,
     validation: FrameStore,
-    *,
-    epoch_steps: int,
+    phase: Phase,
     listener: Listener,
-    phase: str = "supervised",
 ) -> None:
     """Minimise an objective; the run folder then holds the best student.
 
     Parameters
     ----------
     run
-        Where checkpoints and log go; a checkpoint of the same phase there is continued.
+        Where checkpoints and log go; a checkpoint of the same phase there is continued, one of a later phase
+        means that there is nothing to do.
     student
         Changed in place; holds the last weights when done, not the best.
-    epoch_steps
-        Optimiser steps between two validations.
 
     Raises
     ------
     FloatingPointError
         When the loss is no longer finite.
     """
+    reached = phase_reached(run)
+    if reached > phase.number:
+        return
     config = run.config
-    total = config.max_steps or config.max_epochs * epoch_steps
+    optimiser_config = replace(
+        config.optimiser,
+        learning_rate=config.optimiser.learning_rate * phase.rate_factor,
+        min_learning_rate=config.optimiser.min_learning_rate * phase.rate_factor,
+    )
+    networks = objective.networks()
+    learning = [p for net in (student, *networks.values()) for p in net.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
-        student.parameters(), lr=config.optimiser.learning_rate, weight_decay=config.optimiser.weight_decay
+        learning, lr=optimiser_config.learning_rate, weight_decay=config.optimiser.weight_decay
     )
     model, optimiser_ = fabric.setup(student, optimiser)
-    progress = _Progress(config.optimiser.learning_rate)
-    if (run.path / "last.safetensors").is_file():
+    progress = _Progress(optimiser_config.learning_rate, phase.number)
+    if reached >= 0:
         tensors, state = run.load_tensors("last")
-        _restore(student, optimiser, tensors)
-        progress = _Progress(**state)
+        if reached == phase.number:
+            _restore(student, networks, optimiser, tensors)
+            for name, value in state.pop("kept").items():
+                setattr(objective, name, value)
+            progress = _Progress(**state)
+        else:
+            progress.go_on_from(state, phase.carry_best)
     loss_of = SegmentationLoss(config.bce_weight)
     run.write_log(progress.history)
-    listener.on_start(phase, progress.step, total)
-    while progress.step < total and not progress.over(config):
-        started, losses = time.perf_counter(), []
+    listener.on_start(phase.name, progress.step, phase.steps)
+    while progress.step < phase.steps and not (phase.early_stop and progress.stale(config)):
+        started, losses, numbers = time.perf_counter(), [], defaultdict[str, list[float]](list)
         model.train()
-        for step in range(progress.step, min(progress.step + epoch_steps, total)):
-            rate = _rate(config.optimiser, step, total, progress.plateau_rate)
+        for step in range(progress.step, min(progress.step + phase.epoch_steps, phase.steps)):
+            rate = _rate(optimiser_config, step, phase.steps, progress.plateau_rate)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            torch.manual_seed(hash((config.seed, step)) % 2**63)
-            loss, _ = objective.loss(model, step)
+            torch.manual_seed(hash((config.seed, progress.before + step)) % 2**63)
+            loss, told = objective.loss(model, step)
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise FloatingPointError(
-                    f"the loss became {value} at step {step}; lower optimiser.learning_rate "
-                    "or use precision fp32."
+                    f"the loss became {value} at step {step} of {phase.name}; lower "
+                    "optimiser.learning_rate or use precision fp32."
                 )
             optimiser_.zero_grad()
             fabric.backward(loss)
             optimiser_.step()
+            objective.after_step(student, step)
             losses.append(value)
+            for name, number in told.items():
+                numbers[name].append(number)
             listener.on_step(step + 1, value)
         # One process measures for all: each has batch statistics of its own, and all must stop together.
         own = validate(student, validation, loss_of, config.batch) if fabric.global_rank == 0 else None
         measured = fabric.broadcast(own)
         assert measured is not None
-        progress.finish_epoch(measured, len(losses), config.optimiser)
+        progress.finish_epoch(measured, len(losses), optimiser_config)
         record = {
-            "phase": phase,
+            "phase": phase.name,
             "epoch": progress.epoch,
-            "step": progress.step,
+            "step": progress.before + progress.step,
             "train_loss": float(np.mean(losses)),
             "val_loss": measured.loss,
             "val_dice": measured.dice,
             "lr": rate,
             "seconds": round(time.perf_counter() - started, 3),
+            **{name: float(np.nanmean(values)) for name, values in numbers.items() if _any_number(values)},
+            **objective.after_epoch(measured),
         }
         progress.history.append(record)
         if fabric.global_rank == 0:
-            _save(run, student, optimiser, progress)
+            _save(run, student, networks, optimiser, progress, objective)
         fabric.barrier()
         listener.on_epoch(record)
+
+
+def _any_number(values: list[float]) -> bool:
+    """Whether there is anything to take a mean of: NaN stands for "nothing to tell at this step"."""
+    return not all(math.isnan(value) for value in values)
 
 
 @dataclass
@@ -153,6 +227,8 @@ class _Progress:
     """Where a run stands: all of the loop's state but the tensors, as plain values."""
 
     plateau_rate: float
+    phase: int = 0
+    before: int = 0  # steps of the phases before
     step: int = 0
     epoch: int = 0
     best_epoch: int = 0
@@ -164,6 +240,14 @@ class _Progress:
 
     def __post_init__(self) -> None:
         self.history = [] if self.history is None else self.history
+
+    def go_on_from(self, before: dict[str, Any], carry_best: bool) -> None:
+        """Begin a phase after another one, whose state is given."""
+        self.before, self.epoch = before["before"] + before["step"], before["epoch"]
+        self.history = before["history"]
+        if carry_best:
+            self.best_epoch, self.best_dice = before["best_epoch"], before["best_dice"]
+            self.best_loss = before["best_loss"]
 
     def finish_epoch(self, measured: Validation, steps: int, config: OptimiserConfig) -> None:
         self.step += steps
@@ -177,8 +261,8 @@ class _Progress:
             if self.epochs_since_lowest % (config.plateau_patience + 1) == 0:
                 self.plateau_rate = max(self.plateau_rate * 0.5, config.min_learning_rate)
 
-    def over(self, config: TrainConfig) -> bool:
-        return config.max_steps is None and self.epochs_since_lowest >= config.early_stop
+    def stale(self, config: TrainConfig) -> bool:
+        return self.epochs_since_lowest >= config.early_stop
 
 
 def _rate(config: OptimiserConfig, step: int, total: int, plateau_rate: float) -> float:
@@ -193,25 +277,43 @@ def _rate(config: OptimiserConfig, step: int, total: int, plateau_rate: float) -
     return low + (config.learning_rate - low) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def _save(run: Run, student: nn.Module, optimiser: torch.optim.Optimizer, progress: _Progress) -> None:
+def _save(
+    run: Run,
+    student: nn.Module,
+    networks: dict[str, nn.Module],
+    optimiser: torch.optim.Optimizer,
+    progress: _Progress,
+    objective: Objective,
+) -> None:
     """Write the best student first: a kill between the two only makes the resumed run write it again."""
     weights = student.state_dict()
     if progress.best_epoch == progress.epoch:
         run.save("student", weights, {"epoch": progress.epoch, "val_dice": progress.best_dice})
     tensors = {f"student.{key}": value for key, value in weights.items()}
+    for name, network in networks.items():
+        tensors.update({f"network.{name}.{key}": value for key, value in network.state_dict().items()})
     for index, values in optimiser.state_dict()["state"].items():
         tensors.update({f"optimiser.{index}.{key}": value for key, value in values.items()})
-    run.save("last", tensors, vars(progress))
+    kept = {name: getattr(objective, name) for name in objective.kept}
+    run.save("last", tensors, {**vars(progress), "kept": kept})
     run.write_log(progress.history)
 
 
-def _restore(student: nn.Module, optimiser: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    student.load_state_dict(
-        {key.removeprefix("student."): value for key, value in tensors.items() if key.startswith("student.")}
-    )
+def _restore(
+    student: nn.Module,
+    networks: dict[str, nn.Module],
+    optimiser: torch.optim.Optimizer,
+    tensors: dict[str, torch.Tensor],
+) -> None:
+    student.load_state_dict(_below("student.", tensors))
+    for name, network in networks.items():
+        network.load_state_dict(_below(f"network.{name}.", tensors))
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimiser."):
-            _, index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = value
+    for key, value in _below("optimiser.", tensors).items():
+        index, name = key.split(".")
+        state.setdefault(int(index), {})[name] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+
+def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -6,7 +6,10 @@ of such a class meet the BCE term alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch.nn import functional
 
 from samdistill.torchvision_cure import cure
 
@@ -50,3 +53,30 @@ class SegmentationLoss:
         bce = self._bce(logits, targets) / counted
         loss: torch.Tensor = self._dice(logits, targets) + self.bce_weight * bce
         return loss
+
+
+class WeightedBCE:
+    """Binary cross-entropy whose foreground weighs negative / positive pixels of its class.
+
+    SAM Carries the Burden, training of the second student.
+
+    Parameters
+    ----------
+    positive, negative
+        (C,) pixels of each class over the pseudo labels; a class without any weighs 1.
+    """
+
+    def __init__(self, positive: Sequence[int], negative: Sequence[int]) -> None:
+        weights = [n / p if p and n else 1.0 for p, n in zip(positive, negative, strict=True)]
+        self.pos_weight = torch.tensor(weights)
+
+    def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss of float32 (N, C, H, W) logits and targets, IGNORE where a pixel does not count."""
+        counted = targets != IGNORE
+        each = functional.binary_cross_entropy_with_logits(
+            logits,
+            targets.clamp(min=0),
+            pos_weight=self.pos_weight.to(logits).view(-1, 1, 1),
+            reduction="none",
+        )
+        return (each * counted).sum() / counted.sum().clamp(min=1)

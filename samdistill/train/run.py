@@ -3,6 +3,8 @@
     run.json             configuration, data (path, fingerprint, split), versions, seed, result
     student.safetensors  the student that was best on the validation images
     last.safetensors     everything a resumed run continues from; its header holds the loop's state as JSON
+    phase-<n>.safetensors  the best student of a phase that another one followed
+    pseudo/              pseudo labels, see train/store.py
     log.jsonl, log.csv   one record an epoch
     curves.png           the learning curves
 
@@ -138,9 +140,7 @@ class Run:
         InputRejected
             When the file is missing or damaged.
         """
-        file = self.path / f"{name}.safetensors"
-        if not file.is_file():
-            raise InputRejected(f"{self.path} has no {file.name}: the run has not finished its first epoch.")
+        file = self._checkpoint(name)
         try:
             with safe_open(file, "pt") as opened:
                 metadata = opened.metadata() or {}
@@ -148,6 +148,32 @@ class Run:
             return tensors, json.loads(metadata["state"])
         except (SafetensorError, KeyError, ValueError) as error:
             raise InputRejected(f"{file} is damaged: {error}.") from error
+
+    def load_state(self, name: str) -> dict[str, Any]:
+        """Read the state of `<name>.safetensors` alone; as `load_tensors`, without the tensors."""
+        file = self._checkpoint(name)
+        try:
+            with safe_open(file, "pt") as opened:
+                state: dict[str, Any] = json.loads((opened.metadata() or {})["state"])
+            return state
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise InputRejected(f"{file} is damaged: {error}.") from error
+
+    def _checkpoint(self, name: str) -> Path:
+        file = self.path / f"{name}.safetensors"
+        if not file.is_file():
+            raise InputRejected(f"{self.path} has no {file.name}: the run has not finished its first epoch.")
+        return file
+
+    def best_of_phase(self, number: int) -> dict[str, torch.Tensor]:
+        """The best student's weights of a phase that is over; kept from the first call on.
+
+        To be called before the next phase writes its own best student.
+        """
+        name = f"phase-{number}"
+        if not (self.path / f"{name}.safetensors").is_file():
+            write_bytes(self.path / f"{name}.safetensors", (self.path / "student.safetensors").read_bytes())
+        return self.load_tensors(name)[0]
 
     def write_log(self, history: list[dict[str, Any]]) -> None:
         """Write log.jsonl and log.csv, one record an epoch."""

@@ -6,10 +6,13 @@ import torch
 from torch import nn
 
 from samdistill.train.data import Batches
+from samdistill.train.loop import Objective
 from samdistill.train.losses import SegmentationLoss
+from samdistill.train.student import Student
+from samdistill.train.training import Training
 
 
-class Supervised:
+class Supervised(Objective):
     """L = Dice + k BCE on random views of the labelled frames.
 
     Parameters
@@ -30,3 +33,21 @@ class Supervised:
         device = next(student.parameters()).device
         logits = student(batch.pixels.to(device, memory_format=torch.channels_last))
         return self._loss(logits, batch.targets.to(device)), {}
+
+
+def supervised(training: Training) -> None:
+    """One phase with all the steps."""
+    supervised_phase(training, training.new_student(), steps=training.config.max_steps)
+
+
+def supervised_phase(training: Training, student: Student, *, steps: int | None) -> None:
+    """Phase 0 of every strategy: the labelled images alone."""
+    batches = training.batches(training.labelled, training.config.batch, stream=0)
+    training.fit(
+        student,
+        Supervised(batches, training.loss),
+        name="supervised",
+        number=0,
+        images=len(training.labelled),
+        steps=steps,
+    )

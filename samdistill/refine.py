@@ -1,0 +1,198 @@
+"""From a student's probability maps to a teacher's masks: prompts, one decoder pass or two, answers united.
+
+One recipe for the pseudo labels of training and for the mode `refine` of inference. Two papers are its
+configurations: `MINE` (knowledge mining: one pass) and `BURDEN` (SAM Carries the Burden: the box, then points
+with the first answer's logits). Knows no network: what segments is handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from samdistill import prompts as prompting
+from samdistill.arrays import Mask, Masks, ProbabilityMaps
+from samdistill.geometry import map_boxes, map_points, resize_maps
+from samdistill.metrics import dice_per_class
+from samdistill.prompts import PromptConfig, Prompts, extract_with_masks
+
+Pass = Literal["all", "box", "points", "positive-points"]
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """How a student's answer is put to a teacher.
+
+    Attributes
+    ----------
+    prompts
+        How probability maps become prompt sets.
+    first_pass
+        What of each set the teacher gets: "all" of it, its "box", its "points" or its "positive-points".
+    second_pass
+        The same for a second pass that also gets the first one's low-resolution logits, or "none".
+    """
+
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    first_pass: Pass = "all"
+    second_pass: Pass | Literal["none"] = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("first_pass", "second_pass"):
+            wanted = getattr(self, name)
+            if wanted == "box" and not self.prompts.box:
+                raise ValueError(f"{name} must not be 'box' where prompts.box is off. Turn it on.")
+            if wanted in ("points", "positive-points") and self.prompts.points == "none":
+                raise ValueError(
+                    f"{name} must not be {wanted!r} where prompts.points is 'none'. "
+                    "Choose 'centre' or 'likeliest'."
+                )
+
+
+MINE = RefineConfig()
+BURDEN = RefineConfig(prompting.BURDEN, first_pass="box", second_pass="points")
+
+
+class SegmentedSets(Protocol):
+    """What a segmenter answers; see `teacher.TeacherMasks`."""
+
+    @property
+    def masks(self) -> list[Mask]: ...
+    @property
+    def low_res_logits(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def predicted_iou(self) -> npt.NDArray[np.float32]: ...
+
+
+class Segmenter(Protocol):
+    """Anything promptable: the teacher of training, a bundle's decoder."""
+
+    def segment(
+        self,
+        embeddings: Sequence[Any],
+        prompts: Sequence[Sequence[Prompts]],
+        *,
+        previous: npt.NDArray[np.float32] | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> SegmentedSets:
+        """Answer every prompt set of every image in one decoder call, masks at `sizes`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Refinement:
+    """A student's answer for one image, and the teacher's to it.
+
+    Attributes
+    ----------
+    masks
+        (C, H, W) bool, the united answers. A class whose pixels all belong to other classes too has no centre
+        to prompt with: there the cleaned student mask stands. An empty class stays empty.
+    student_masks
+        (C, H, W) bool, the cleaned student masks the prompts were made of.
+    prompts
+        For each class its prompt sets, in the frame of the maps.
+    predicted_iou
+        (C,) float32, the teacher's own estimate, mean over the class's sets; NaN where there is none.
+    agreement
+        (C,) float32, Dice between student mask and teacher mask; NaN where the teacher was not asked.
+    """
+
+    masks: Masks
+    student_masks: Masks
+    prompts: list[list[Prompts]]
+    predicted_iou: npt.NDArray[np.float32]
+    agreement: npt.NDArray[np.float32]
+
+    @property
+    def empty(self) -> bool:
+        """Whether the student found nothing, so that there was nothing to ask."""
+        return not self.student_masks.any()
+
+    @property
+    def estimated_dice(self) -> npt.NDArray[np.float32]:
+        """(C,) float32, 2 IoU / (1 + IoU) of the predicted IoU (SAM Carries the Burden, quality)."""
+        estimate: npt.NDArray[np.float32] = 2 * self.predicted_iou / (1 + self.predicted_iou)
+        return estimate
+
+
+def refine(
+    segmenter: Segmenter,
+    embeddings: Sequence[Any],
+    probability_maps: Sequence[ProbabilityMaps],
+    config: RefineConfig = MINE,
+) -> list[Refinement]:
+    """Ask a segmenter for better masks than the student's: one decoder call a pass for all images together.
+
+    Parameters
+    ----------
+    segmenter
+        A teacher or a bundle's decoder.
+    embeddings
+        One an image, with `image_size` (height, width).
+    probability_maps
+        (C, H, W) float32 in [0, 1] each, uncalibrated, of the whole image at any size: the answers come in
+        the maps' frame.
+    config
+        Prompts and passes.
+    """
+    extractions = [extract_with_masks(maps, config.prompts) for maps in probability_maps]
+    sizes = [(maps.shape[1], maps.shape[2]) for maps in probability_maps]
+    flat = [
+        [_mapped(one, size, embedding.image_size) for sets in extraction.prompts for one in sets]
+        for extraction, size, embedding in zip(extractions, sizes, embeddings, strict=True)
+    ]
+    answer = segmenter.segment(
+        embeddings, [[select(one, config.first_pass) for one in sets] for sets in flat], sizes=sizes
+    )
+    if config.second_pass != "none":
+        again = [[select(one, config.second_pass) for one in sets] for sets in flat]
+        answer = segmenter.segment(embeddings, again, previous=answer.low_res_logits, sizes=sizes)
+    refinements, done = [], 0
+    for extraction in extractions:
+        masks = extraction.masks.copy()
+        iou = np.full(len(masks), np.nan, np.float32)
+        agreement = np.full(len(masks), np.nan, np.float32)
+        for class_index, sets in enumerate(extraction.prompts):
+            if sets:
+                mine = slice(done, done + len(sets))
+                np.logical_or.reduce(answer.masks[mine], axis=0, out=masks[class_index])
+                iou[class_index] = answer.predicted_iou[mine].mean()
+                agreement[class_index] = dice_per_class(
+                    masks[class_index : class_index + 1], extraction.masks[class_index : class_index + 1]
+                )[0]
+                done += len(sets)
+        refinements.append(Refinement(masks, extraction.masks, extraction.prompts, iou, agreement))
+    return refinements
+
+
+def select(prompts: Prompts, wanted: Pass) -> Prompts:
+    """The part of a prompt set that a pass gives to the teacher."""
+    if wanted == "all":
+        return prompts
+    if wanted == "box":
+        return Prompts(box=prompts.box)
+    if wanted == "points":
+        return Prompts(prompts.points, prompts.point_labels)
+    assert prompts.points is not None
+    assert prompts.point_labels is not None
+    positive = prompts.point_labels == 1
+    return Prompts(prompts.points[positive], prompts.point_labels[positive])
+
+
+def _mapped(prompts: Prompts, from_size: tuple[int, int], to_size: tuple[int, int]) -> Prompts:
+    """A prompt set of one frame in another."""
+    if from_size == to_size:
+        return prompts
+    return replace(
+        prompts,
+        points=None if prompts.points is None else map_points(prompts.points, from_size, to_size),
+        box=None if prompts.box is None else map_boxes(prompts.box[None], from_size, to_size)[0],
+        mask_logits=None
+        if prompts.mask_logits is None
+        else resize_maps(prompts.mask_logits[None], to_size)[0],
+    )

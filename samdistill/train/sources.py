@@ -1,0 +1,180 @@
+"""Where pseudo labels come from: made at each visit, by the view or by the frame, or read from the store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from samdistill.arrays import Image
+from samdistill.errors import InputRejected
+from samdistill.geometry import resize_masks
+from samdistill.refine import Refinement
+from samdistill.train.config import PseudoConfig
+from samdistill.train.data import FrameStore
+from samdistill.train.losses import IGNORE
+from samdistill.train.pseudo import (
+    Refiner,
+    Targets,
+    predict_logits,
+    sigmoid,
+    targets_of,
+    told,
+    whole_images,
+)
+from samdistill.train.store import PseudoLabel, PseudoStore
+from samdistill.train.training import Training
+from samdistill.train.views import View
+
+Drawn = Sequence[tuple[int, View]]
+Answer = tuple[list[torch.Tensor | None], dict[str, float]]
+
+
+class Continuous:
+    """Anew at each visit, in the canonical frame; the pseudo label is warped by the view."""
+
+    def __init__(self, store: FrameStore, refiner: Refiner, config: PseudoConfig) -> None:
+        self._store, self._refiner, self._config = store, refiner, config
+
+    def __call__(self, student: nn.Module, drawn: Drawn, pixels: Sequence[torch.Tensor]) -> Answer:
+        """One student pass and one decoder call for all images together."""
+        frames = [self._store[index].image for index, _ in drawn]
+        maps = [sigmoid(one) for one in predict_logits(student, frames, len(frames))]
+        refinements = self._refiner([index for index, _ in drawn], frames, maps)
+        targets = [targets_of(one, self._config) for one in refinements]
+        return warped(targets, drawn), told(refinements, targets)
+
+
+class ContinuousViews:
+    """Anew at each visit, literally: student and teacher both look at the augmented view."""
+
+    def __init__(self, refiner: Refiner, config: PseudoConfig) -> None:
+        self._refiner, self._config = refiner, config
+
+    def __call__(self, student: nn.Module, drawn: Drawn, pixels: Sequence[torch.Tensor]) -> Answer:
+        """Runs the teacher's encoder on every view."""
+        views: list[Image] = [
+            np.ascontiguousarray(one.round().byte().permute(1, 2, 0).numpy()) for one in pixels
+        ]
+        maps = [sigmoid(one) for one in predict_logits(student, views, len(views))]
+        refinements = self._refiner([index for index, _ in drawn], views, maps)
+        targets = [targets_of(one, self._config) for one in refinements]
+        return [None if one is None else torch.from_numpy(one) for one in targets], told(refinements, targets)
+
+
+class Own:
+    """The student's own answer, hard or soft, where it is confident: the baseline without a teacher."""
+
+    def __init__(self, store: FrameStore, config: PseudoConfig) -> None:
+        self._store, self._config = store, config
+
+    def __call__(self, student: nn.Module, drawn: Drawn, pixels: Sequence[torch.Tensor]) -> Answer:
+        """One student pass for all images together."""
+        frames = [self._store[index].image for index, _ in drawn]
+        logits = predict_logits(student, frames, len(frames))
+        targets = [own_targets(one, self._config) for one in logits]
+        return warped(targets, drawn), {"pseudo_skipped": float(np.mean([one is None for one in targets]))}
+
+
+def own_targets(logits: Targets, config: PseudoConfig) -> Targets | None:
+    """Targets of the student's own (C, h, w) logits; None where it found nothing."""
+    maps = sigmoid(logits)
+    if not (maps > 0.5).any():
+        return None
+    targets: Targets = maps.copy() if config.soft else (maps > 0.5).astype(np.float32)
+    targets[np.maximum(maps, 1 - maps) < config.min_confidence] = IGNORE
+    return targets
+
+
+class Stored:
+    """Read from the store, in the canonical frame; images that are not in it have no pseudo label."""
+
+    def __init__(self, frames: FrameStore, store: PseudoStore, config: PseudoConfig) -> None:
+        self._frames, self._store, self._config = frames, store, config
+        self._held: dict[int, tuple[Targets | None, dict[str, float]]] = {}
+
+    def __call__(self, student: nn.Module, drawn: Drawn, pixels: Sequence[torch.Tensor]) -> Answer:
+        """Asks no student and no teacher."""
+        found = [self._targets(index) for index, _ in drawn]
+        return warped([targets for targets, _ in found], drawn), _mean([numbers for _, numbers in found])
+
+    def pixels_by_class(self) -> tuple[list[int], list[int]]:
+        """Foreground and background pixels of each class over all pseudo labels, in the canonical frame."""
+        found = [
+            targets for index in range(len(self._frames)) if (targets := self._targets(index)[0]) is not None
+        ]
+        if not found:
+            raise InputRejected(
+                "the student found nothing in any unlabelled image, so there is no pseudo label to learn "
+                "from. Train its first phase for longer or with more labels."
+            )
+        positive = np.sum([(one == 1).sum(axis=(1, 2)) for one in found], axis=0)
+        negative = np.sum([(one == 0).sum(axis=(1, 2)) for one in found], axis=0)
+        return positive.tolist(), negative.tolist()
+
+    def _targets(self, index: int) -> tuple[Targets | None, dict[str, float]]:
+        if index not in self._held:
+            frame, case = self._frames[index], self._frames.cases[index]
+            if case.id in self._store:
+                one = self._store.read(case.id).refinement
+                full = targets_of(one, self._config)
+                small = None if full is None else _shrunk(full, frame.image.shape[:2])
+                self._held[index] = small, told([one], [small])
+            else:
+                self._held[index] = None, {"pseudo_skipped": 1.0}
+        return self._held[index]
+
+
+def warped(targets: Sequence[Targets | None], drawn: Drawn) -> list[torch.Tensor | None]:
+    """Bring targets of canonical frames into the views."""
+    return [
+        None if target is None else view.targets(target)
+        for target, (_, view) in zip(targets, drawn, strict=True)
+    ]
+
+
+def make_labels(
+    training: Training, student: nn.Module, refiner: Refiner, store: PseudoStore, *, number: int = 1
+) -> None:
+    """Put the pseudo labels of all unlabelled images into the store; what is there already stays.
+
+    Each process makes its share. To be resumed with the same student.
+    """
+    fabric, cases = training.fabric, training.unlabelled.cases
+    own = range(fabric.global_rank, len(cases), fabric.world_size)
+    batch = training.config.batch
+    for start in range(0, len(own), batch):
+        missing = [index for index in own[start : start + batch] if cases[index].id not in store]
+        if missing:
+            images = [training.run.intensity.apply(cases[index].read_image()) for index in missing]
+            size = training.config.student.size
+            for index, one in zip(
+                missing, whole_images(student, refiner, missing, images, size, batch), strict=True
+            ):
+                sha256 = training.teacher.weights_sha256 if _asked(one) else ""
+                store.write(PseudoLabel(cases[index].id, one, sha256, number))
+        training.watcher.on_prepare("pseudo labels", min(start + batch, len(own)), len(own))
+    fabric.barrier()
+
+
+def _asked(refinement: Refinement) -> bool:
+    return any(refinement.prompts)
+
+
+def _shrunk(targets: Targets, size: tuple[int, int]) -> Targets:
+    """Bring targets of the image's size to the canonical frame as labels are; a class is held back whole."""
+    held_back = (targets == IGNORE).all(axis=(1, 2))
+    small: Targets = resize_masks(targets == 1, size).astype(np.float32)
+    small[held_back] = IGNORE
+    return small
+
+
+def _mean(numbers: Sequence[dict[str, float]]) -> dict[str, float]:
+    means = {}
+    for name in dict.fromkeys(name for one in numbers for name in one):
+        values = [one[name] for one in numbers if name in one and not math.isnan(one[name])]
+        means[name] = float(np.mean(values)) if values else float("nan")
+    return means

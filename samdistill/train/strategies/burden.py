@@ -1,0 +1,47 @@
+"""Strategy `burden`: SAM Carries the Burden (methods section).
+
+1. Train a student on the few labelled images. 2. It predicts the unlabelled ones. 3. Each class mask is
+cleaned and becomes prompts. 4. The teacher refines it in two passes. 5. A new student, from scratch, trains
+on the pseudo labels.
+"""
+
+from __future__ import annotations
+
+from samdistill.train.losses import WeightedBCE
+from samdistill.train.mixed import Mixed
+from samdistill.train.sources import Stored, make_labels
+from samdistill.train.store import PseudoStore
+from samdistill.train.strategies.mine import choose_refiner, labelled_images
+from samdistill.train.strategies.supervised import supervised_phase
+from samdistill.train.training import Training
+
+
+def burden(training: Training) -> None:
+    """Two students, one after the other; the second is the run's."""
+    config = training.config
+    first, second = training.steps(config.pseudo.supervised_share)
+    student = training.new_student()
+    supervised_phase(training, student, steps=first)
+    student.load_state_dict(training.run.best_of_phase(0))
+    store = PseudoStore(training.run.path / "pseudo" / "1")
+    make_labels(training, student, choose_refiner(training), store)
+    labelled = labelled_images(training, default=0.0)
+    source = Stored(training.unlabelled, store, config.pseudo)
+    weighted = config.pseudo.loss != "dice-bce"
+    objective = Mixed(
+        training.batches(training.labelled, labelled, stream=1) if labelled else None,
+        training.batches(training.unlabelled, config.batch - labelled, stream=2),
+        source,
+        training.loss,
+        config.pseudo.weight if labelled else 1.0,
+        pseudo_loss=WeightedBCE(*source.pixels_by_class()) if weighted else training.loss,
+        truth=training.hidden_truth,
+    )
+    training.fit(
+        training.new_student(1),
+        objective,
+        name="burden",
+        number=1,
+        images=len(training.unlabelled),
+        steps=second,
+    )

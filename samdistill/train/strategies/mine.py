@@ -1,0 +1,74 @@
+"""Strategy `mine`: knowledge mining (methods: "knowledge mining", section 3).
+
+1. Train the student on the labelled images. 2. It predicts the unlabelled ones. 3. Its answers become
+prompts. 4. The teacher's answers are the pseudo labels. 5. The same student goes on with both, batches
+stratified.
+"""
+
+from __future__ import annotations
+
+from samdistill.train.mixed import Mixed, Source
+from samdistill.train.pseudo import LiteralRefiner, Refiner, TeacherRefiner
+from samdistill.train.random_walker import RandomWalkerRefiner
+from samdistill.train.sources import Continuous, ContinuousViews, Stored, make_labels
+from samdistill.train.store import PseudoStore
+from samdistill.train.strategies.supervised import supervised_phase
+from samdistill.train.training import Training
+
+
+def mine(training: Training) -> None:
+    """Two phases of one student."""
+    config = training.config
+    first, second = training.steps(config.pseudo.supervised_share)
+    student = training.new_student()
+    supervised_phase(training, student, steps=first)
+    student.load_state_dict(training.run.best_of_phase(0))
+    source: Source
+    if config.pseudo.schedule == "once":
+        store = PseudoStore(training.run.path / "pseudo" / "1")
+        make_labels(training, student, choose_refiner(training), store)
+        source = Stored(training.unlabelled, store, config.pseudo)
+    elif config.pseudo.literal_views:
+        literal = LiteralRefiner(training.teacher, config.refine_or_default)
+        source = ContinuousViews(literal, config.pseudo)
+    else:
+        source = Continuous(training.unlabelled, choose_refiner(training), config.pseudo)
+    training.fit(
+        student,
+        mixed(training, source),
+        name="mine",
+        number=1,
+        images=len(training.labelled) + len(training.unlabelled),
+        steps=second,
+        rate_factor=config.pseudo.rate_factor,
+        carry_best=True,
+    )
+
+
+def choose_refiner(training: Training) -> Refiner:
+    """Who makes pseudo labels of whole frames."""
+    if training.config.pseudo.refiner == "random-walker":
+        return RandomWalkerRefiner(training.config.refine_or_default)
+    return TeacherRefiner(training.embedded, training.config.refine_or_default)
+
+
+def mixed(training: Training, source: Source) -> Mixed:
+    """Labelled and pseudo-labelled views, a fixed share of each in every batch."""
+    config = training.config
+    labelled = labelled_images(training, default=0.5)
+    return Mixed(
+        training.batches(training.labelled, labelled, stream=1) if labelled else None,
+        training.batches(training.unlabelled, config.batch - labelled, stream=2),
+        source,
+        training.loss,
+        config.pseudo.weight,
+        truth=training.hidden_truth,
+    )
+
+
+def labelled_images(training: Training, *, default: float) -> int:
+    """Labelled images in a batch: one a process at least where there are to be any, and room for others."""
+    share = training.config.pseudo.labelled_share
+    share = default if share is None else share
+    batch, world = training.config.batch, training.fabric.world_size
+    return min(max(world, round(batch * share)), batch - world) if share else 0

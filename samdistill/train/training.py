@@ -1,0 +1,195 @@
+"""What a strategy works with: the parts of the data, new students, phases, the teacher. Knows no strategy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from lightning_fabric import Fabric
+
+from samdistill.errors import InputRejected
+from samdistill.io.dataset import Case, open_dataset
+from samdistill.io.splits import Split
+from samdistill.teacher import Teacher, load_teacher
+from samdistill.teacher.cache import EmbeddingCache, default_folder
+from samdistill.train.data import Batches, FrameStore
+from samdistill.train.embedded import EmbeddedCases
+from samdistill.train.loop import Listener, Objective, Phase, fit
+from samdistill.train.losses import SegmentationLoss
+from samdistill.train.run import Run
+from samdistill.train.student import Student, build_student
+
+
+class Watcher(Listener, Protocol):
+    """A listener that also hears what happens before the first step."""
+
+    def on_message(self, text: str) -> None: ...
+    def on_prepare(self, what: str, done: int, total: int) -> None: ...
+
+
+class Training:
+    """A run under way.
+
+    Parameters
+    ----------
+    run
+        Its folder, with the configuration.
+    fabric
+        Devices and precision.
+    split
+        The cases by part; those of the unlabelled part carry no labels.
+    watcher
+        Hears of everything.
+    cache
+        Folder of the teacher's embeddings; None: the default one.
+    audit
+        Whether `hidden_truth` may be asked for.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        fabric: Fabric,
+        split: Split,
+        watcher: Watcher,
+        *,
+        cache: Path | None = None,
+        audit: bool = False,
+    ) -> None:
+        self.run, self.fabric, self.split, self.watcher = run, fabric, split, watcher
+        self.config = run.config
+        self.loss = SegmentationLoss(run.config.bce_weight)
+        self._cache, self._audit = cache, audit
+
+    @cached_property
+    def labelled(self) -> FrameStore:
+        """The labelled training images."""
+        return self._store(self.split.train_labelled)
+
+    @cached_property
+    def validation(self) -> FrameStore:
+        """The images that the best student is chosen by."""
+        return self._store(self.split.validation)
+
+    @cached_property
+    def unlabelled(self) -> FrameStore:
+        """The unlabelled training images; there must be some."""
+        if not self.split.train_unlabelled:
+            raise InputRejected(
+                f"the strategy {self.config.strategy} must have unlabelled images, and there is none. Add "
+                "images without masks, lower --labels, or train with --strategy supervised."
+            )
+        return self._store(self.split.train_unlabelled)
+
+    @cached_property
+    def hidden_truth(self) -> FrameStore | None:
+        """For analysis alone: the unlabelled images with what labels they have; None where nobody asked."""
+        if not self._audit:
+            return None
+        by_id: dict[str, Case] = {
+            case.id: case for case in open_dataset(self.run.record.data["path"], infer_classes=False).labelled
+        }
+        known = self.split.train_labelled[0].code
+        return FrameStore(
+            [
+                replace(by_id[case.id], code=known) if case.id in by_id else case
+                for case in self.split.train_unlabelled
+            ],
+            self.config.student.size,
+            self.run.intensity,
+        )
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The frozen teacher, on the device of the training."""
+        teacher = load_teacher(self.config.teacher, str(self.fabric.device))
+        self.watcher.on_message(f"teacher {teacher.name}, weights {teacher.weights_sha256[:12]}")
+        return teacher
+
+    @cached_property
+    def embedded(self) -> EmbeddedCases:
+        """The teacher's embeddings of the unlabelled images; made first where the cache lacks them."""
+        embedded = EmbeddedCases(
+            self.teacher,
+            EmbeddingCache(self._cache or default_folder()),
+            self.unlabelled.cases,
+            self.run.intensity,
+        )
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        embedded.fill(
+            range(rank, len(self.unlabelled), world),
+            lambda done, total: self.watcher.on_prepare("embedding images", done, total),
+        )
+        self.fabric.barrier()
+        return embedded
+
+    def new_student(self, number: int = 0) -> Student:
+        """A student from its initial weights, the same ones for the same seed and number."""
+        torch.manual_seed(self.config.seed + 7919 * number)
+        return build_student(self.config.student, len(self.run.class_names))[0]
+
+    def batches(self, store: FrameStore, images: int, *, stream: int) -> Batches:
+        """Random views of a store, `images` a step over all processes; streams are independent."""
+        return Batches(
+            store,
+            self.config.student.size,
+            images,
+            self.config.augment,
+            seed=self.config.seed,
+            stream=stream,
+            rank=self.fabric.global_rank,
+            world=self.fabric.world_size,
+        )
+
+    def fit(
+        self,
+        student: Student,
+        objective: Objective,
+        *,
+        name: str,
+        number: int,
+        images: int,
+        steps: int | None,
+        rate_factor: float = 1.0,
+        carry_best: bool = False,
+    ) -> None:
+        """Run one phase, see `loop.fit`.
+
+        Parameters
+        ----------
+        number
+            Of the phase, from 0.
+        images
+            How many images the phase goes over: an epoch is as many batches as they fill.
+        steps
+            Optimiser steps, exactly; None: at most `max_epochs` epochs, with early stopping.
+        """
+        config = self.config
+        epoch_steps = max(config.min_epoch_steps, math.ceil(images / config.batch))
+        phase = Phase(
+            name,
+            number,
+            steps if steps is not None else config.max_epochs * epoch_steps,
+            epoch_steps,
+            early_stop=steps is None,
+            rate_factor=rate_factor,
+            carry_best=carry_best,
+        )
+        fit(self.run, self.fabric, student, objective, self.validation, phase, self.watcher)
+
+    def steps(self, first: float) -> tuple[int | None, int | None]:
+        """Divide `max_steps` between two phases, the first taking this share; None for both without it."""
+        total = self.config.max_steps
+        if total is None:
+            return None, None
+        begin = min(max(1, round(first * total)), total - 1) if total > 1 else 1
+        return begin, total - begin
+
+    def _store(self, cases: tuple[Case, ...]) -> FrameStore:
+        store = FrameStore(cases, self.config.student.size, self.run.intensity)
+        store.preload(lambda done, total: self.watcher.on_prepare("reading images", done, total))
+        return store
