@@ -16,6 +16,35 @@ from samdistill.arrays import Image, describe
 KINDS = ("identity", "window", "percentiles")
 
 
+class MeasuredPixels(np.ndarray[Any, np.dtype[Any]]):
+    """Measured grey values (H, W) of a file that also says how they are shown, as DICOM does.
+
+    Rules with a window of their own take the measured values, "identity" takes what is shown. Arrays computed
+    from this one are measured values alone, so that the two never mix.
+
+    Attributes
+    ----------
+    shown
+        (H, W) uint8; None in arrays computed from this one.
+    """
+
+    shown: npt.NDArray[np.uint8] | None = None
+
+    @classmethod
+    def of(cls, values: npt.NDArray[Any], shown: npt.NDArray[np.uint8]) -> MeasuredPixels:
+        """Tie the two together."""
+        if shown.shape != values.shape or shown.dtype != np.uint8:
+            raise ValueError(f"shown must be uint8 {values.shape}, not {describe(shown)}.")
+        tied = values.view(cls)
+        tied.shown = shown
+        return tied
+
+    def __reduce__(self) -> Any:
+        if self.shown is None:
+            return super().__reduce__()
+        return MeasuredPixels.of, (np.asarray(self), self.shown)
+
+
 @dataclass(frozen=True)
 class IntensityRule:
     """How raw pixel values become uint8.
@@ -42,18 +71,14 @@ class IntensityRule:
         if self.kind == "percentiles" and not (self.low >= 0 and self.high <= 100):
             raise ValueError(f"percentiles must lie in [0, 100], not {self.low} and {self.high}.")
 
-    @property
-    def of_display(self) -> bool:
-        """Whether the rule is for grey values as a file wants them shown, and not for measured ones."""
-        return self.kind == "identity"
-
     def apply(self, raw: npt.NDArray[Any]) -> Image:
         """Turn raw pixels into a uint8 (H, W, 3) image.
 
         Parameters
         ----------
         raw
-            (H, W) grey or (H, W, 3) RGB, any integer or float dtype, finite.
+            (H, W) grey or (H, W, 3) RGB, any integer or float dtype, finite. Of `MeasuredPixels` the rule
+            "identity" takes what is shown.
 
         Raises
         ------
@@ -61,6 +86,9 @@ class IntensityRule:
             When the shape is another, a value is not finite, or the rule is "identity" and the values are
             not uint8.
         """
+        if self.kind == "identity" and isinstance(raw, MeasuredPixels) and raw.shown is not None:
+            raw = raw.shown
+        raw = np.asarray(raw)
         if raw.ndim not in (2, 3) or (raw.ndim == 3 and raw.shape[2] != 3) or 0 in raw.shape:
             raise ValueError(f"pixels must be (H, W) or (H, W, 3), not {describe(raw)}.")
         if self.kind == "identity":

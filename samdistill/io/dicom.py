@@ -21,6 +21,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, get_decoder
 
 from samdistill.errors import InputRejected
+from samdistill.intensity import MeasuredPixels
 from samdistill.io.codestream import frame_problem, transfer_syntax_and_inflated_size
 from samdistill.io.images import Pixels
 from samdistill.io.stack import Format, check_index, check_sizes
@@ -65,7 +66,7 @@ class DicomStack:
     def __len__(self) -> int:
         return self._count
 
-    def image(self, index: int = 0, *, display: bool = True) -> Pixels:
+    def image(self, index: int = 0) -> Pixels:
         """Read frame `index`; see `Stack.image`."""
         check_index(index, len(self))
         dataset = self.dataset
@@ -80,7 +81,7 @@ class DicomStack:
         if photometric == "PALETTE COLOR":
             colours = _guarded(self.path, "its palette", lambda: apply_color_lut(stored, dataset))
             return np.ascontiguousarray(colours >> 8 if colours.dtype == np.uint16 else colours, np.uint8)
-        return _guarded(self.path, "its grey values", lambda: _grey(stored, dataset, index, display))
+        return _guarded(self.path, "its grey values", lambda: _grey(stored, dataset, index))
 
 
 def open_dicom(
@@ -181,8 +182,8 @@ def _decode(path: Path, dataset: Dataset, index: int, count: int) -> tuple[npt.N
     return values, photometric
 
 
-def _grey(stored: npt.NDArray[Any], dataset: Dataset, index: int, display: bool) -> Pixels:
-    """Stored values (H, W) to what is shown or measured; see `Stack.image`."""
+def _grey(stored: npt.NDArray[Any], dataset: Dataset, index: int) -> Pixels:
+    """Stored values (H, W) to measured ones and, where the file says how, what is shown of them."""
     bits, signed = int(dataset.BitsStored), bool(dataset.get("PixelRepresentation", 0))
     inverted = (
         dataset.PhotometricInterpretation == "MONOCHROME1"
@@ -190,22 +191,25 @@ def _grey(stored: npt.NDArray[Any], dataset: Dataset, index: int, display: bool)
     )
     extremes = np.array([-(1 << (bits - 1)), (1 << (bits - 1)) - 1] if signed else [0, (1 << bits) - 1])
     values = _modality(stored, dataset, index)
-    shown = _shown(values, dataset, index) if display else None
-    if shown is not None:
-        grey = np.clip(np.rint(shown * 255), 0, 255).astype(np.uint8)
-        return np.uint8(255) - grey if inverted else grey
+    shown = _shown(values, dataset, index)
     if inverted:
         # The sum of the two ends mirrors the range onto itself.
         ends = _modality(extremes, dataset, index)
         values = ends.sum() - values.astype(ends.dtype)
-    if values.dtype.kind == "f":
-        return np.ascontiguousarray(values, np.float32)
-    lowest, highest = sorted(int(end) for end in extremes)
-    for dtype in (np.uint8, np.uint16, np.int32):
-        limits = np.iinfo(dtype)
-        if limits.min <= lowest and highest <= limits.max:
-            return np.ascontiguousarray(values, dtype)
-    return np.ascontiguousarray(values, np.float32)
+    values = np.ascontiguousarray(values, _dtype(values, extremes))
+    if shown is None:
+        return values
+    grey = np.clip(np.rint(shown * 255), 0, 255).astype(np.uint8)
+    return MeasuredPixels.of(values, np.uint8(255) - grey if inverted else grey)
+
+
+def _dtype(values: npt.NDArray[Any], extremes: npt.NDArray[np.int64]) -> type[np.generic]:
+    """The smallest of the usual types that holds every value a file of these extremes may have."""
+    if values.dtype.kind != "f":
+        for dtype in (np.uint8, np.uint16, np.int32):
+            if np.iinfo(dtype).min <= extremes.min() and extremes.max() <= np.iinfo(dtype).max:
+                return dtype
+    return np.float32
 
 
 def _modality(values: npt.NDArray[Any], dataset: Dataset, index: int) -> npt.NDArray[Any]:

@@ -65,7 +65,7 @@ class NiftiStack:
     def __len__(self) -> int:
         return self._count
 
-    def image(self, index: int = 0, *, display: bool = True) -> Pixels:
+    def image(self, index: int = 0) -> Pixels:
         """Read slice `index`, (H, W), or (H, W, 3) of colour; scaled where the header says so."""
         check_index(index, len(self))
         try:

@@ -53,22 +53,18 @@ class Stack(Protocol):
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int = 0, *, display: bool = True) -> Pixels:
+    def image(self, index: int = 0) -> Pixels:
         """Read one image.
 
         Parameters
         ----------
         index
             0..N-1.
-        display
-            Of DICOM: grey as the file wants it shown, through its VOI LUT or window to uint8. False: measured
-            values, through the modality LUT alone, as rules other than "identity" take them. Makes no
-            difference to other formats.
 
         Returns
         -------
         Pixels
-            (H, W) or (H, W, 3).
+            (H, W) or (H, W, 3); `MeasuredPixels` where the file says how its values are shown.
         """
         ...
 
@@ -87,7 +83,7 @@ class PictureStack:
     def __len__(self) -> int:
         return 1
 
-    def image(self, index: int = 0, *, display: bool = True) -> Pixels:
+    def image(self, index: int = 0) -> Pixels:
         """Read it; see `Stack.image`."""
         check_index(index, 1)
         return read_picture(self.path, max_pixels=self.max_pixels, content=self.content)
@@ -149,7 +145,7 @@ def open_stack(path: Path | str, content: bytes | None = None, *, max_pixels: in
 
 
 def read_image(path: Path | str, index: int | None = None, *, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Read one image of a file of any format, as it is shown.
+    """Read one image of a file of any format.
 
     Parameters
     ----------
