@@ -12,9 +12,10 @@ from pathlib import Path
 
 from samdistill.arrays import Mask, Masks
 from samdistill.errors import InputRejected
-from samdistill.io.images import Pixels, image_size, read_image
+from samdistill.io.images import Pixels
 from samdistill.io.layout import Layout, read_layout
 from samdistill.io.masks import MaskCode, infer_class_names
+from samdistill.io.stack import Stack, open_stack, opened
 
 END_BYTES = 1 << 16
 
@@ -35,6 +36,8 @@ class Case:
         What splits never cut through: a patient, a video. The id itself where nothing groups.
     code
         How its masks are to be read.
+    index
+        Which image of it; None where it holds just one.
     """
 
     id: str
@@ -42,14 +45,18 @@ class Case:
     mask_paths: tuple[Path | None, ...] | None
     group: str
     code: MaskCode
+    index: int | None = None
 
     @property
     def labelled(self) -> bool:
         return self.mask_paths is not None
 
     def read_image(self) -> Pixels:
-        """Read the raw pixels, (H, W) or (H, W, 3), as deep as the file; see `images.read_image`."""
-        return read_image(self.image_path)
+        """Read the raw pixels, (H, W) or (H, W, 3), as deep as the file; see `stack.read_image`."""
+        return self._stack().image(self.index or 0)
+
+    def _stack(self) -> Stack:
+        return open_stack(self.image_path) if self.index is None else opened(self.image_path)
 
     def read_masks(self) -> Masks:
         """Read the masks, (C, H, W) bool at the image's size; ignored pixels are in none of them."""
@@ -76,7 +83,7 @@ class Case:
             raise ValueError(f"case {self.id} must be labelled for its masks to be read, and is not.")
         if not self.code.class_names:
             raise ValueError("class names must be known before masks are read. Call Dataset.with_classes().")
-        return self.code.decode(self.mask_paths, image_size(self.image_path))
+        return self.code.decode(self.mask_paths, self._stack().size, self.index)
 
     def without_labels(self) -> Case:
         """The same case with no way left to its masks."""
@@ -198,7 +205,14 @@ def from_layout(layout: Layout, expected: tuple[str, ...] | None = None) -> Data
     if config.mask_threshold is not None and not code.class_names:
         code = replace(code, class_names=("foreground",))
     cases = tuple(
-        Case(case_id, path, layout.masks.get(case_id), layout.groups[case_id], code)
+        Case(
+            case_id,
+            path,
+            layout.masks.get(case_id),
+            layout.groups[case_id],
+            code,
+            layout.indices.get(case_id),
+        )
         for case_id, path in layout.images.items()
     )
     return Dataset(layout.root, cases, code, dict(layout.parts))
@@ -219,6 +233,8 @@ def fingerprint(cases: Iterable[Case], class_names: Sequence[str] = ()) -> str:
     digest = hashlib.sha256("\0".join(class_names).encode())
     for case in sorted(cases, key=lambda case: case.id):
         digest.update(f"\1{case.id}\0{case.group}".encode())
+        if case.index is not None:
+            digest.update(f"\0{case.index}".encode())
         for path in (case.image_path, *(case.mask_paths or ())):
             if path is None:
                 digest.update(b"\0absent")

@@ -1,6 +1,6 @@
 """What lies in a data folder: image files, mask files, groups, parts, and what is wrong with them.
 
-Reads names and tables, never a pixel.
+Reads names, tables and the headers of files that may hold several images, never a pixel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from samdistill.errors import InputRejected
 from samdistill.io.dataset_toml import DATASET_TOML, CaseTable, DatasetConfig, read_config
-from samdistill.io.images import SUFFIXES
+from samdistill.io.stack import ALL_SUFFIXES, format_of, open_stack, stem
 
 PARTS = ("train", "validation", "test")
 
@@ -53,7 +53,12 @@ class Layout:
     per_class
         Whether masks lie in masks/<class>/; `class_folders` are then their names, in class order.
     images
-        Case id (path below images/ without suffix, posix) to file, sorted by id.
+        Case id (path below images/ without suffix, posix) to file, sorted by id. Of a file with several
+        images each is a case, with its number in the id: "scan_0012".
+    indices
+        Case id to the number of the image in its file, for those cases.
+    scans
+        Id of a file with several images to its case ids.
     masks
         Case id to its mask files: one for index masks; one a class, None where missing, for per-class masks.
     groups, parts
@@ -67,6 +72,8 @@ class Layout:
     per_class: bool = False
     class_folders: tuple[str, ...] = ()
     images: dict[str, Path] = field(default_factory=dict)
+    indices: dict[str, int] = field(default_factory=dict)
+    scans: dict[str, list[str]] = field(default_factory=dict)
     masks: dict[str, tuple[Path | None, ...]] = field(default_factory=dict)
     groups: dict[str, str] = field(default_factory=dict)
     parts: dict[str, str] = field(default_factory=dict)
@@ -101,9 +108,10 @@ def read_layout(root: Path) -> Layout:
     if not (root / "images").is_dir():
         raise InputRejected(f"{root} must hold a folder images/ and, for labels, masks/. See docs/data.md.")
     layout = Layout(root, read_config(root))
-    layout.images = _by_id(layout, root / "images", "image")
-    if not layout.images:
-        layout.error("images", "the folder holds no image.", f"Put {', '.join(SUFFIXES)} files there.")
+    files = _by_id(layout, root / "images", "image")
+    if not files:
+        layout.error("images", "the folder holds no image.", f"Put {', '.join(ALL_SUFFIXES)} files there.")
+    _find_images(layout, files)
     _find_masks(layout)
     _find_groups_and_parts(layout)
     return layout
@@ -117,10 +125,10 @@ def _by_id(layout: Layout, folder: Path, kind: str) -> dict[str, Path]:
         inner = path.relative_to(folder)
         if any(part.startswith(".") for part in inner.parts) or not path.is_file():
             continue
-        if path.suffix.lower() not in SUFFIXES:
+        if not path.name.lower().endswith(ALL_SUFFIXES):
             others.append(path)
             continue
-        case_id = inner.with_suffix("").as_posix()
+        case_id = stem(inner.as_posix())
         if case_id in found:
             layout.error(
                 path,
@@ -133,9 +141,39 @@ def _by_id(layout: Layout, folder: Path, kind: str) -> dict[str, Path]:
         layout.warn(
             others[0],
             f"{len(others)} file(s) of other types lie in {folder.name}/ and are passed over.",
-            f"Convert them to {', '.join(SUFFIXES)}, or move them out.",
+            f"Convert them to {', '.join(ALL_SUFFIXES)}, or move them out.",
         )
     return dict(sorted(found.items()))
+
+
+def _find_images(layout: Layout, files: dict[str, Path]) -> None:
+    """Make cases of image files; each image of a file with several is one."""
+    for file_id, path in files.items():
+        count = _count(path)
+        if count == 1:
+            cases = [file_id]
+        else:
+            cases = [f"{file_id}_{index:04d}" for index in range(count)]
+            layout.scans[file_id] = cases
+        for index, case_id in enumerate(cases):
+            if case_id in layout.images:
+                layout.error(
+                    path, f"its image {index} and another file are both called {case_id!r}.", "Rename one."
+                )
+                continue
+            layout.images[case_id] = path
+            if count > 1:
+                layout.indices[case_id] = index
+
+
+def _count(path: Path) -> int:
+    """How many images a file holds; one that cannot be opened is a single case, which says why when read."""
+    if format_of(path) == "picture":
+        return 1
+    try:
+        return len(open_stack(path))
+    except InputRejected:
+        return 1
 
 
 def _find_masks(layout: Layout) -> None:
@@ -143,14 +181,14 @@ def _find_masks(layout: Layout) -> None:
     if not folder.is_dir():
         return
     # What is no folder and no picture (Thumbs.db, notes) says nothing about how masks are kept.
-    entries = [p for p in folder.iterdir() if p.is_dir() or p.suffix.lower() in SUFFIXES]
+    entries = [p for p in folder.iterdir() if p.is_dir() or p.name.lower().endswith(ALL_SUFFIXES)]
     names = sorted(p.name for p in entries if not p.name.startswith("."))
     # A folder in masks/ is a class, unless images/ is divided into folders of the same names.
     layout.per_class = bool(names) and all(
         (folder / name).is_dir() and not (layout.root / "images" / name).is_dir() for name in names
     )
     if not layout.per_class:
-        for case_id, path in _by_id(layout, folder, "mask").items():
+        for case_id, path in _mask_files(layout, folder).items():
             layout.masks[case_id] = (path,)
         if layout.config.mask_threshold is not None and len(layout.config.classes) > 1:
             layout.error(
@@ -178,7 +216,7 @@ def _find_masks(layout: Layout) -> None:
         if config.class_values:
             layout.error(DATASET_TOML, "class_values do not go with masks/<class>/.", "Remove the key.")
         by_class = [
-            _by_id(layout, folder / name, "mask") if name in names else {} for name in layout.class_folders
+            _mask_files(layout, folder / name) if name in names else {} for name in layout.class_folders
         ]
         for case_id in sorted(set().union(*by_class)):
             layout.masks[case_id] = tuple(files.get(case_id) for files in by_class)
@@ -194,9 +232,25 @@ def _find_masks(layout: Layout) -> None:
         )
 
 
+def _mask_files(layout: Layout, folder: Path) -> dict[str, Path]:
+    """Mask files by case id; one that lies for a whole scan serves each of its slices."""
+    files: dict[str, Path] = {}
+    for mask_id, path in _by_id(layout, folder, "mask").items():
+        cases = layout.scans.get(mask_id, [mask_id])
+        if mask_id in layout.scans and _count(path) != len(cases):
+            layout.error(
+                path, f"its image has {len(cases)} slices, it has {_count(path)}.", "Export it again."
+            )
+            continue
+        files.update(dict.fromkeys(cases, path))
+    return files
+
+
 def _find_groups_and_parts(layout: Layout) -> None:
     config, ids = layout.config, list(layout.images)
     layout.groups = {case_id: case_id for case_id in ids}
+    for scan, cases in layout.scans.items():
+        layout.groups.update(dict.fromkeys(cases, scan))
     if config.group_pattern is not None:
         pattern = re.compile(config.group_pattern)
         for case_id in ids:
@@ -261,10 +315,13 @@ def _read_table(layout: Layout, table: CaseTable) -> None:
     for case_id, count in seen.items():
         if count > 1:
             layout.error(table.file, f"{count} rows name {case_id!r}.", "Keep one row a case.")
-    for row in rows:
-        case_id = _stem(row[table.case])
-        if case_id not in layout.images:
-            continue
+    named = [
+        (case_id, row)
+        for row in rows
+        for case_id in layout.scans.get(_stem(row[table.case]), [_stem(row[table.case])])
+        if case_id in layout.images
+    ]
+    for case_id, row in named:
         if table.group is not None and (row[table.group] or "").strip():
             layout.groups[case_id] = row[table.group].strip()
         part = (row[table.split] or "").strip().lower() if table.split is not None else ""
@@ -274,7 +331,8 @@ def _read_table(layout: Layout, table: CaseTable) -> None:
             )
         elif part:
             _assign(layout, case_id, part)
-    unnamed = [case_id for case_id in layout.images if case_id not in seen]
+    with_row = {case_id for case_id, _ in named}
+    unnamed = [case_id for case_id in layout.images if case_id not in with_row]
     if unnamed and table.group is not None:
         layout.error(
             table.file,
@@ -286,4 +344,4 @@ def _read_table(layout: Layout, table: CaseTable) -> None:
 def _stem(cell: str | None) -> str:
     """Accept a case id with or without an image suffix."""
     text = (cell or "").strip()
-    return PurePosixPath(text).with_suffix("").as_posix() if text.lower().endswith(SUFFIXES) else text
+    return stem(PurePosixPath(text).as_posix()) if text.lower().endswith(ALL_SUFFIXES) else text

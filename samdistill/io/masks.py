@@ -11,7 +11,8 @@ import numpy as np
 from samdistill.arrays import Mask, Masks
 from samdistill.errors import InputRejected
 from samdistill.io.dataset_toml import DATASET_TOML
-from samdistill.io.images import Pixels, read_mask
+from samdistill.io.images import Pixels
+from samdistill.io.stack import open_stack, read_mask
 
 MAX_INFERRED_CLASSES = 64
 
@@ -40,7 +41,9 @@ class MaskCode:
     ignore_index: int | None = None
     threshold: int | None = None
 
-    def decode(self, paths: Sequence[Path | None], size: tuple[int, int]) -> tuple[Masks, Mask]:
+    def decode(
+        self, paths: Sequence[Path | None], size: tuple[int, int], index: int | None = None
+    ) -> tuple[Masks, Mask]:
         """Read a case's mask files.
 
         Parameters
@@ -49,6 +52,8 @@ class MaskCode:
             One index mask, or one file a class, None where the class is absent.
         size
             (height, width) every file must have.
+        index
+            Which slice of files that hold several.
 
         Returns
         -------
@@ -62,7 +67,7 @@ class MaskCode:
         for channel, path in enumerate(paths):
             if path is None:
                 continue
-            pixels = read_mask(path)
+            pixels = read_mask(path, index)
             if pixels.shape != size:
                 raise InputRejected(
                     f"{path} must have the size of its image, {size[1]} x {size[0]}, not "
@@ -106,8 +111,9 @@ def infer_class_names(paths: Iterable[Path], ignore_index: int | None) -> tuple[
         When the highest value is no likely number of classes.
     """
     highest, where = 0, None
-    for path in paths:
-        values = np.unique(read_mask(path))
+    for path in dict.fromkeys(paths):
+        slices = range(len(open_stack(path)))
+        values = np.unique(np.concatenate([np.unique(read_mask(path, index)) for index in slices]))
         present = [int(value) for value in values if value != 0 and value != ignore_index]
         top = 1 if present == [255] else max(present, default=0)
         if top > highest:

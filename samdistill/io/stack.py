@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol
 
 from samdistill.errors import InputRejected
 from samdistill.io.images import MAX_PIXELS, SUFFIXES, Pixels, image_size
 from samdistill.io.images import read_image as read_picture
+from samdistill.io.images import read_mask as read_picture_mask
 
 Format = Literal["picture", "nifti", "dicom"]
 
@@ -124,7 +126,7 @@ def open_stack(path: Path | str, content: bytes | None = None, *, max_pixels: in
     Parameters
     ----------
     path
-        Its name tells the format, see `format_of`.
+        Its name tells the format, see `format_of`; what has no known one is taken for a picture.
     content
         The file's bytes, where they have been read already.
     max_pixels
@@ -138,10 +140,7 @@ def open_stack(path: Path | str, content: bytes | None = None, *, max_pixels: in
         When the format's extra is not installed.
     """
     path = Path(path)
-    kind = format_of(path)
-    if kind is None:
-        raise InputRejected(f"{path} must be one of {', '.join(ALL_SUFFIXES)}. Convert it.")
-    return READERS[kind](path, content, max_pixels)
+    return READERS[format_of(path) or "picture"](path, content, max_pixels)
 
 
 def read_image(path: Path | str, index: int | None = None, *, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -170,6 +169,51 @@ def read_image(path: Path | str, index: int | None = None, *, max_pixels: int = 
     if index is None and len(stack) != 1:
         raise InputRejected(f"{path} must hold one image, not {len(stack)}. Say which.")
     return stack.image(index or 0)
+
+
+def read_mask(path: Path | str, index: int | None = None) -> Pixels:
+    """Read a mask's values, (H, W) of whole numbers, out of a picture or a slice of a NIfTI file.
+
+    Parameters
+    ----------
+    path
+        See `images.read_mask` for pictures.
+    index
+        Which slice, where the file has several.
+
+    Raises
+    ------
+    InputRejected
+        As `open_stack`, and for fractions, for DICOM, and for a slice that is not there.
+    """
+    path = Path(path)
+    kind = format_of(path) or "picture"
+    if kind == "picture":
+        return read_picture_mask(path)
+    if kind == "dicom":
+        raise InputRejected(f"{path} must be a picture or a NIfTI file to be a mask. Convert it.")
+    stack = opened(path)
+    wanted = 0 if len(stack) == 1 else index
+    if wanted is None or wanted >= len(stack):
+        raise InputRejected(f"{path} must have as many slices as its image, not {len(stack)}.")
+    values = stack.image(wanted)
+    if values.ndim != 2 or (values.dtype.kind == "f" and not (values == values.round()).all()):
+        raise InputRejected(f"{path} must hold one whole class number a voxel, not colours or fractions.")
+    return values if values.dtype.kind in "ui" else values.astype("int32")
+
+
+def opened(path: Path) -> Stack:
+    """Open a file, or take it from the last few that were opened, where it has not changed since."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise InputRejected(f"{path} does not exist.") from error
+    return _opened(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path, size: int, changed_ns: int) -> Stack:
+    return open_stack(path)
 
 
 def format_of(path: Path) -> Format | None:
