@@ -57,6 +57,8 @@ EXTRAS = {
     "safetensors": "train",
     "segment_anything": "train",
     "numba": "train",
+    "optuna": "train",
+    "skimage": "train",
     "matplotlib": "train",
     "onnx": "export",
     "onnxscript": "export",
