@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 import types
 import typing
@@ -75,12 +76,27 @@ def to_dict(config: object) -> dict[str, Any]:
     return plain
 
 
+def to_toml(values: dict[str, Any], *, prefix: str = "") -> str:
+    """Plain values, as `to_dict` gives them, as TOML: single values first, then their tables."""
+    lines = [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in values.items()
+        if not isinstance(value, dict)
+    ]
+    tables = [
+        f"\n[{prefix}{key}]\n{to_toml(value, prefix=f'{prefix}{key}.')}"
+        for key, value in values.items()
+        if isinstance(value, dict)
+    ]
+    return "".join(f"{line}\n" for line in lines) + "".join(tables)
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):
             raise UsageError(f"{where} must be a table, not {value!r}.")
         return build(hint, value, where=where)
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # | of two Literals is the latter
         options = typing.get_args(hint)
         if value is None and type(None) in options:
             return None

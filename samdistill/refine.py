@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy.typing as npt
 
 from samdistill import prompts as prompting
 from samdistill.arrays import Mask, Masks, ProbabilityMaps
+from samdistill.config import build, load_toml
+from samdistill.errors import UsageError
 from samdistill.geometry import map_boxes, map_points, resize_maps
 from samdistill.metrics import dice_per_class
 from samdistill.prompts import PromptConfig, Prompts, extract_with_masks
@@ -55,6 +58,27 @@ class RefineConfig:
 
 MINE = RefineConfig()
 BURDEN = RefineConfig(prompting.BURDEN, first_pass="box", second_pass="points")
+NAMED = {"mine": MINE, "burden": BURDEN}
+
+
+def load_prompts(name: str) -> RefineConfig:
+    """The configuration that a paper's name, "mine" or "burden", or a TOML file stands for.
+
+    Parameters
+    ----------
+    name
+        What the file leaves open is as in `RefineConfig`.
+
+    Raises
+    ------
+    UsageError
+        When it is neither, or the file is not as RefineConfig would have it.
+    """
+    if name in NAMED:
+        return NAMED[name]
+    if not Path(name).is_file():
+        raise UsageError(f"prompts must be {', '.join(NAMED)} or a TOML file, not {name!r}.")
+    return build(RefineConfig, load_toml(Path(name)), where=name)
 
 
 class SegmentedSets(Protocol):
