@@ -144,6 +144,8 @@ class PseudoConfig:
     ----------
     refiner
         Who makes a pseudo label of the student's answer: "teacher", or "random-walker", a baseline.
+    walker_margin, walker_beta
+        Of the random walker, see random_walker.py.
     schedule
         "continuous": anew at each visit of an image; "once": after the supervised phase, kept in the run.
     weight
@@ -171,6 +173,8 @@ class PseudoConfig:
     """
 
     refiner: str = "teacher"
+    walker_margin: float = 0.1
+    walker_beta: float = 130.0
     schedule: str = "continuous"
     weight: float = 0.25
     supervised_share: float = 0.5
@@ -192,6 +196,8 @@ class PseudoConfig:
             self.schedule in ("once", "continuous"),
             f"schedule must be once or continuous, not {self.schedule!r}.",
         )
+        for name in ("walker_margin", "walker_beta"):
+            _require(getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}.")
         _require(self.weight >= 0, f"weight must be at least 0, not {self.weight}.")
         _require(
             0 < self.supervised_share < 1,

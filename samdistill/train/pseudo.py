@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from samdistill.arrays import Image, ProbabilityMaps
-from samdistill.geometry import ModelFrame
+from samdistill.geometry import ModelFrame, resize_image
 from samdistill.metrics import dice_per_class
 from samdistill.refine import RefineConfig, Refinement, refine
 from samdistill.teacher import Teacher
@@ -131,6 +131,27 @@ def audit(targets: Targets, truth: npt.NDArray[np.int8] | npt.NDArray[np.float32
     return float(dice_per_class(targets[counted] == 1, truth[counted] == 1, ignore=truth[0] == IGNORE).mean())
 
 
+def predict_maps(student: nn.Module, images: Sequence[Image], size: int, batch: int) -> list[ProbabilityMaps]:
+    """The student's probability maps of whole images at their own size, as inference would have them.
+
+    Parameters
+    ----------
+    images
+        uint8 (H, W, 3) each.
+    size
+        The student's, shortest side of the model frame.
+
+    Returns
+    -------
+    list
+        float32 (C, H, W) each.
+    """
+    frames = [ModelFrame.of((image.shape[0], image.shape[1]), size) for image in images]
+    inner = [resize_image(image, frame.size) for frame, image in zip(frames, images, strict=True)]
+    logits = predict_logits(student, inner, batch)
+    return [frame.probability_maps(one) for frame, one in zip(frames, logits, strict=True)]
+
+
 def whole_images(
     student: nn.Module,
     refiner: Refiner,
@@ -139,21 +160,5 @@ def whole_images(
     size: int,
     batch: int,
 ) -> list[Refinement]:
-    """Refine the student's answer to whole images at their own size, as inference would have it.
-
-    Parameters
-    ----------
-    images
-        uint8 (H, W, 3) each.
-    size
-        The student's, shortest side of the model frame.
-    """
-    frames = [ModelFrame.of((image.shape[0], image.shape[1]), size) for image in images]
-    small = [frame.pixels(image) for frame, image in zip(frames, images, strict=True)]
-    inner = [
-        np.ascontiguousarray(pixels.transpose(1, 2, 0)[: frame.size[0], : frame.size[1]])
-        for frame, pixels in zip(frames, small, strict=True)
-    ]
-    logits = predict_logits(student, inner, batch)
-    maps = [frame.probability_maps(one) for frame, one in zip(frames, logits, strict=True)]
-    return refiner(indices, images, maps)
+    """Refine the student's answer to whole images at their own size; parameters as in `predict_maps`."""
+    return refiner(indices, images, predict_maps(student, images, size, batch))

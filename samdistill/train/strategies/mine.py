@@ -48,7 +48,10 @@ def mine(training: Training) -> None:
 def choose_refiner(training: Training) -> Refiner:
     """Who makes pseudo labels of whole frames."""
     if training.config.pseudo.refiner == "random-walker":
-        return RandomWalkerRefiner(training.config.refine_or_default)
+        pseudo = training.config.pseudo
+        return RandomWalkerRefiner(
+            training.config.refine_or_default, margin=pseudo.walker_margin, beta=pseudo.walker_beta
+        )
     return TeacherRefiner(training.embedded, training.config.refine_or_default)
 
 
