@@ -14,7 +14,9 @@ from typing import Any
 from samdistill.config import build, load_toml, to_dict
 from samdistill.errors import UsageError
 from samdistill.intensity import IntensityRule
+from samdistill.prompts import PromptConfig
 from samdistill.refine import BURDEN, MINE, RefineConfig
+from samdistill.train.consistency_config import ConsistencyConfig
 
 STRATEGIES = ("supervised", "pseudo-label", "mine", "burden")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -64,20 +66,27 @@ class StudentConfig:
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """Adam and its schedule.
+    """The optimiser and its schedule.
 
     Parameters
     ----------
+    kind
+        "adam" or "sgd".
     learning_rate, weight_decay
-        Adam's (decoupled decay where it is above 0).
+        The decay is decoupled with adam, part of the gradient with sgd.
+    momentum
+        With sgd.
     schedule
         "plateau": times 0.5 after `plateau_patience` epochs without a lower validation loss, down to
         `min_learning_rate`; "cosine": linear warm-up over 5 % of the steps, then half a cosine down to
-        `min_learning_rate`.
+        `min_learning_rate`; "steps": divided by 10 after 5/12 and after 10/12 of the steps (2500 and 5000 of
+        6000, as SemiSAM and UA-MT have it).
     """
 
+    kind: str = "adam"
     learning_rate: float = 5e-5
     weight_decay: float = 0.0
+    momentum: float = 0.9
     schedule: str = "plateau"
     plateau_patience: int = 3
     min_learning_rate: float = 1e-7
@@ -87,10 +96,12 @@ class OptimiserConfig:
             0 < self.min_learning_rate <= self.learning_rate < 1,
             f"learning_rate must be in [min_learning_rate, 1), not {self.learning_rate}.",
         )
+        _require(self.kind in ("adam", "sgd"), f"kind must be adam or sgd, not {self.kind!r}.")
+        _require(0 <= self.momentum < 1, f"momentum must be in [0, 1), not {self.momentum}.")
         _require(self.weight_decay >= 0, f"weight_decay must be at least 0, not {self.weight_decay}.")
         _require(
-            self.schedule in ("plateau", "cosine"),
-            f"schedule must be plateau or cosine, not {self.schedule!r}.",
+            self.schedule in ("plateau", "cosine", "steps"),
+            f"schedule must be plateau, cosine or steps, not {self.schedule!r}.",
         )
         _require(self.plateau_patience >= 0, f"plateau_patience must be >= 0, not {self.plateau_patience}.")
 
@@ -219,7 +230,10 @@ class PseudoConfig:
         )
 
 
-REFINE: dict[str, RefineConfig] = {"burden": BURDEN}
+SEMISAM = RefineConfig(PromptConfig(box=False))
+"""SemiSAM: points alone."""
+
+REFINE: dict[str, RefineConfig] = {"burden": BURDEN, "semisam": SEMISAM, "semisam-ua-mt": SEMISAM}
 """How each strategy puts its student's answers to the teacher where the configuration does not say."""
 
 
@@ -272,6 +286,7 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     teacher: str = "tiny"
     pseudo: PseudoConfig = field(default_factory=PseudoConfig)
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     refine: RefineConfig | None = None
 
     @property

@@ -153,8 +153,11 @@ def fit(
     )
     networks = objective.networks()
     learning = [p for net in (student, *networks.values()) for p in net.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(
-        learning, lr=optimiser_config.learning_rate, weight_decay=config.optimiser.weight_decay
+    rate, decay = optimiser_config.learning_rate, optimiser_config.weight_decay
+    optimiser: torch.optim.Optimizer = (
+        torch.optim.SGD(learning, lr=rate, momentum=optimiser_config.momentum, weight_decay=decay)
+        if optimiser_config.kind == "sgd"
+        else torch.optim.AdamW(learning, lr=rate, weight_decay=decay)
     )
     model, optimiser_ = fabric.setup(student, optimiser)
     progress = _Progress(optimiser_config.learning_rate, phase.number)
@@ -269,6 +272,9 @@ def _rate(config: OptimiserConfig, step: int, total: int, plateau_rate: float) -
     """The learning rate of a step."""
     if config.schedule == "plateau":
         return plateau_rate
+    if config.schedule == "steps":
+        tenths = 12 * step // (5 * total)
+        return max(config.learning_rate / 10**tenths, config.min_learning_rate)
     warm = max(1, round(WARM_UP_SHARE * total))
     if step < warm:
         return config.learning_rate * (step + 1) / warm

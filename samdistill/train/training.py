@@ -113,15 +113,19 @@ class Training:
     @cached_property
     def embedded(self) -> EmbeddedCases:
         """The teacher's embeddings of the unlabelled images; made first where the cache lacks them."""
+        return self.embed(self.unlabelled)
+
+    def embed(self, store: FrameStore) -> EmbeddedCases:
+        """The teacher's embeddings of the images of a store; made first where the cache lacks them."""
         embedded = EmbeddedCases(
             self.teacher,
             EmbeddingCache(self._cache or default_folder()),
-            self.unlabelled.cases,
+            store.cases,
             self.run.intensity,
         )
         rank, world = self.fabric.global_rank, self.fabric.world_size
         embedded.fill(
-            range(rank, len(self.unlabelled), world),
+            range(rank, len(store), world),
             lambda done, total: self.watcher.on_prepare("embedding images", done, total),
         )
         self.fabric.barrier()
@@ -169,7 +173,7 @@ class Training:
             Optimiser steps, exactly; None: at most `max_epochs` epochs, with early stopping.
         """
         config = self.config
-        epoch_steps = max(config.min_epoch_steps, math.ceil(images / config.batch))
+        epoch_steps = self.epoch_steps(images)
         phase = Phase(
             name,
             number,
@@ -180,6 +184,10 @@ class Training:
             carry_best=carry_best,
         )
         fit(self.run, self.fabric, student, objective, self.validation, phase, self.watcher)
+
+    def epoch_steps(self, images: int) -> int:
+        """Optimiser steps between two validations, going over so many images."""
+        return max(self.config.min_epoch_steps, math.ceil(images / self.config.batch))
 
     def steps(self, first: float) -> tuple[int | None, int | None]:
         """Divide `max_steps` between two phases, the first taking this share; None for both without it."""
