@@ -6,9 +6,10 @@ Nothing of a file's texts enters a message, since they may name a person. pydico
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,9 +80,9 @@ class DicomStack:
                 )
             return np.ascontiguousarray(stored)
         if photometric == "PALETTE COLOR":
-            colours = _guarded(self.path, "its palette", lambda: apply_color_lut(stored, dataset))
+            colours = guarded(self.path, "its palette", lambda: apply_color_lut(stored, dataset))
             return np.ascontiguousarray(colours >> 8 if colours.dtype == np.uint16 else colours, np.uint8)
-        return _guarded(self.path, "its grey values", lambda: _grey(stored, dataset, index))
+        return guarded(self.path, "its grey values", lambda: _grey(stored, dataset, index))
 
 
 def open_dicom(
@@ -100,11 +101,11 @@ def open_dicom(
         )
     if inflated > MAX_INFLATED:
         raise InputRejected(f"{path} must inflate to at most {MAX_INFLATED} bytes, and is larger.")
-    dataset = _guarded(path, "it", lambda: pydicom.dcmread(io.BytesIO(content)))
+    dataset = guarded(path, "it", lambda: pydicom.dcmread(io.BytesIO(content)))
     what = _NO_PICTURES.get(str(dataset.get("SOPClassUID", "")))
     if what is not None or "PixelData" not in dataset:
         raise InputRejected(f"{path} must hold an image, not {what or 'none'}. Take it out of the inputs.")
-    size, count, samples, photometric = _guarded(path, "its header", lambda: _header(dataset))
+    size, count, samples, photometric = guarded(path, "its header", lambda: _header(dataset))
     check_sizes(path, size, count, max_pixels, max_stack_pixels)
     known = (*_GREY, "PALETTE COLOR") if samples == 1 else _COLOUR
     if samples not in (1, 3) or photometric not in known:
@@ -115,7 +116,7 @@ def open_dicom(
     return DicomStack(
         path,
         size,
-        _guarded(path, "its spacing", lambda: _spacing_mm(dataset)),
+        guarded(path, "its spacing", lambda: _spacing_mm(dataset)),
         dataset,
         str(dataset.get("BurnedInAnnotation", "")).upper() == "YES",
         count,
@@ -131,6 +132,17 @@ def derive_uid(*sources: str) -> str:
     return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
 
 
+def copy_of(dataset: Dataset, *, without: Sequence[str] = ()) -> Dataset:
+    """A deep copy of a dataset, some of its attributes left out; the file's own header stays shared."""
+    kept = Dataset()
+    for element in dataset:
+        if element.keyword not in without:
+            kept.add(copy.deepcopy(element))
+    if hasattr(dataset, "file_meta"):
+        kept.file_meta = dataset.file_meta
+    return kept
+
+
 def quiet() -> None:
     """Keep pydicom and highdicom from writing values of a file, and so perhaps a name, to standard error."""
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -139,7 +151,7 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
-def _guarded(path: Path, what: str, read: Callable[[], T]) -> T:
+def guarded(path: Path, what: str, read: Callable[[], T]) -> T:
     """Run a piece of reading; what a damaged file makes of it becomes a message without the file's texts."""
     try:
         return read()
@@ -168,14 +180,14 @@ def _decode(path: Path, dataset: Dataset, index: int, count: int) -> tuple[npt.N
     (height, width), _, samples, _ = _header(dataset)
     if syntax.is_encapsulated:
         raw_bytes = height * width * samples * int(dataset.BitsAllocated) // 8
-        frame = _guarded(
+        frame = guarded(
             path, "its frames", lambda: get_frame(dataset.PixelData, index, number_of_frames=count)
         )
         problem = frame_problem(frame, str(syntax), (height, width), raw_bytes)
         if problem is not None:
             raise InputRejected(f"{path} cannot be read: {problem}. Export it again.")
-    decoder = _guarded(path, "its transfer syntax", lambda: get_decoder(syntax))
-    values, about = _guarded(path, "its pixel data", lambda: decoder.as_array(dataset, index=index))
+    decoder = guarded(path, "its transfer syntax", lambda: get_decoder(syntax))
+    values, about = guarded(path, "its pixel data", lambda: decoder.as_array(dataset, index=index))
     photometric = str(about["photometric_interpretation"])
     if values.shape not in ((height, width), (height, width, 3)) or (samples == 3 and photometric != "RGB"):
         raise InputRejected(f"{path} cannot be read: its colours are stored in an unknown way. Convert it.")

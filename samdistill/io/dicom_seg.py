@@ -1,0 +1,293 @@
+"""Masks -> DICOM Segmentation objects, through highdicom. The only module that imports it.
+
+Everything in an object comes from the image, the bundle and the options, UIDs and times included, so that a
+second run writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import highdicom
+import numpy as np
+import numpy.typing as npt
+from highdicom.color import CIELabColor
+from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from highdicom.sr.coding import CodedConcept
+
+from samdistill._version import __version__
+from samdistill.errors import InputRejected
+from samdistill.io.dicom import DicomStack, copy_of, derive_uid, guarded
+
+MANUFACTURER = "samdistill"
+SERIES_NUMBER = 4711
+_LONG_STRING = 64
+# A bundle knows classes by name alone, so the codes are the most general there are.
+_TISSUE = CodedConcept("85756007", "SCT", "Tissue")
+_AI = CodedConcept("123110", "DCM", "Artificial Intelligence")
+_PROCESSING = CodedConcept("109102", "DCM", "Processing Equipment")
+_LONG_AGO = "19700101"
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_IN_STACK_POSITION, _FRAME_CONTENT = 0x00209057, 0x00209111
+_STEPS = 255  # of a probability in a fractional segmentation
+# Attributes of type 2 that images should have and often lack; highdicom copies them.
+_EXPECTED = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+    "StudyTime", "ReferringPhysicianName", "Modality",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SegmentInfo:
+    """One class: its name and its colour, RGB 0..255."""
+
+    name: str
+    colour: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made a segmentation.
+
+    Attributes
+    ----------
+    bundle_name, bundle_sha256
+        The bundle.
+    input_sha256
+        Of the image's file.
+    settings
+        Everything else the answer depends on, name -> value.
+    """
+
+    bundle_name: str
+    bundle_sha256: str
+    input_sha256: str
+    settings: dict[str, str]
+
+
+def segmentation_bytes(
+    stack: DicomStack,
+    values: npt.NDArray[Any],
+    segments: Sequence[SegmentInfo],
+    provenance: Provenance,
+) -> bytes:
+    """Encode masks or probability maps as a DICOM Segmentation.
+
+    Parameters
+    ----------
+    stack
+        The image that was segmented.
+    values
+        (N, C, H, W): bool masks give a binary segmentation, in which classes may overlap; float32 in [0, 1]
+        gives a fractional one of 255 steps, of type PROBABILITY.
+    segments
+        C classes, in channel order; segment number is class_id.
+    provenance
+        What goes into AlgorithmIdentification, ContributingEquipment and the UIDs.
+
+    Returns
+    -------
+    bytes
+        The whole file; every frame of the image is there, empty ones too, as viewers expect it.
+
+    Raises
+    ------
+    InputRejected
+        When the image lacks what a segmentation has to refer to.
+    """
+    if values.shape != (len(stack), len(segments), *stack.size):
+        raise ValueError(f"values must be {(len(stack), len(segments), *stack.size)}, not {values.shape}.")
+    fractional = values.dtype == np.float32
+    return guarded(stack.path, "its header", lambda: _encode(stack, values, segments, provenance, fractional))
+
+
+def _encode(
+    stack: DicomStack,
+    values: npt.NDArray[Any],
+    segments: Sequence[SegmentInfo],
+    provenance: Provenance,
+    fractional: bool,
+) -> bytes:
+    source = _complete(stack, provenance)
+    date, time = _moment(source)
+    kind = "FRACTIONAL" if fractional else "BINARY"
+    identity = (
+        provenance.input_sha256,
+        provenance.bundle_sha256,
+        kind,
+        *(f"{name}={value}" for name, value in sorted(provenance.settings.items())),
+    )
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name=_text(provenance.bundle_name),
+        family=_AI,
+        version=provenance.bundle_sha256,
+        source=MANUFACTURER,
+        parameters={_text(key): _text(value) for key, value in provenance.settings.items()},
+    )
+    software = (f"samdistill {__version__}", f"highdicom {highdicom.__version__}")
+    equipment = highdicom.ContributingEquipment(
+        manufacturer=MANUFACTURER,
+        purpose_of_reference=_PROCESSING,
+        manufacturer_model_name=_text(provenance.bundle_name),
+        software_versions=software,
+        device_serial_number=provenance.bundle_sha256,
+        contribution_datetime=f"{date}{time}",
+        contribution_description=f"Segmented with the bundle whose SHA-256 is {provenance.bundle_sha256}",
+    )
+    placed = _placed(source)
+    alone = len(values) > 1 and not placed
+    segmentation = Segmentation(
+        source_images=[source],
+        # highdicom wants (N, H, W, C).
+        pixel_array=np.ascontiguousarray(values[: 1 if alone else None].transpose(0, 2, 3, 1)),
+        segmentation_type=SegmentationTypeValues(kind),
+        segment_descriptions=[
+            SegmentDescription(
+                segment_number=number,
+                segment_label=_text(segment.name),
+                segmented_property_category=_TISSUE,
+                segmented_property_type=_TISSUE,
+                algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+                algorithm_identification=algorithm,
+                display_color=CIELabColor.from_rgb(*segment.colour),
+            )
+            for number, segment in enumerate(segments, 1)
+        ],
+        series_instance_uid=derive_uid("series", source.SeriesInstanceUID, *identity[1:]),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=derive_uid("instance", *identity),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=_text(provenance.bundle_name),
+        software_versions=software,
+        device_serial_number=provenance.bundle_sha256,
+        series_description=_text(f"samdistill {provenance.bundle_name}"),
+        content_label="SAMDISTILL",
+        content_description=_text(f"{kind.lower()} {', '.join(one.name for one in segments)}"),
+        content_date=date,
+        content_time=time,
+        omit_empty_frames=False,
+        contributing_equipment=[equipment],
+    )
+    if not placed:
+        segmentation.PatientOrientation = source.get("PatientOrientation", "")
+        _refer_to(segmentation, stack.dataset.SOPClassUID)
+    if alone:
+        _add_frames(segmentation, values)
+    return _finished(segmentation, identity, date, time)
+
+
+def _complete(stack: DicomStack, provenance: Provenance) -> Any:
+    """A copy of the image's dataset, without its pixels, with what highdicom needs to find there."""
+    source = copy_of(stack.dataset, without=("PixelData",))
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        if not source.get(keyword):
+            setattr(source, keyword, derive_uid(keyword, provenance.input_sha256))
+    if not source.get("SOPClassUID"):
+        raise InputRejected(f"{stack.path} must say its SOP class for a segmentation to refer to it.")
+    for keyword in _EXPECTED:
+        if keyword not in source:
+            setattr(source, keyword, None)
+    if not _placed(source):
+        for keyword in ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient"):
+            source.pop(keyword, None)
+        # What highdicom takes without a place is one frame of a class that needs none; see `_refer_to`
+        # and `_add_frames` for the rest.
+        source.SOPClassUID = _SECONDARY_CAPTURE
+        for keyword in (
+            "NumberOfFrames",
+            "PerFrameFunctionalGroupsSequence",
+            "SharedFunctionalGroupsSequence",
+        ):
+            source.pop(keyword, None)
+    return source
+
+
+def _placed(source: Any) -> bool:
+    """Whether each frame has its place in the patient, which highdicom then carries over."""
+    if "FrameOfReferenceUID" not in source:
+        return False
+    if "PerFrameFunctionalGroupsSequence" in source:
+        return all("PlanePositionSequence" in item for item in source.PerFrameFunctionalGroupsSequence)
+    return int(source.get("NumberOfFrames") or 1) == 1 and "ImagePositionPatient" in source
+
+
+def _moment(source: Any) -> tuple[str, str]:
+    """When the image was made, as (YYYYMMDD, HHMMSS): the only time a repeated run knows again."""
+    for kind in ("Content", "Acquisition", "Series", "Study"):
+        date, time = str(source.get(f"{kind}Date") or ""), str(source.get(f"{kind}Time") or "")
+        if len(date) == 8 and date.isdigit():
+            clock = time.split(".")[0]
+            return date, clock.ljust(6, "0") if clock.isdigit() and len(clock) in (2, 4, 6) else "000000"
+    return _LONG_AGO, "000000"
+
+
+def _refer_to(segmentation: Any, sop_class: str) -> None:
+    """Name the image's own SOP class wherever a segmentation refers to it."""
+    for element in segmentation.iterall():
+        if element.keyword == "ReferencedSOPClassUID" and element.value == _SECONDARY_CAPTURE:
+            element.value = sop_class
+
+
+def _add_frames(segmentation: Any, values: npt.NDArray[Any]) -> None:
+    """Extend a segmentation of a clip's first frame to all frames, which have no place in the patient.
+
+    highdicom refuses such images; PS3.3 A.51 has them: frames are told apart by segment and stack position.
+
+    Parameters
+    ----------
+    segmentation
+        Of the first frame; changed.
+    values
+        (N, C, H, W) bool, or float32 in [0, 1].
+    """
+    position = copy_of(segmentation.DimensionIndexSequence[0])
+    position.DimensionIndexPointer = _IN_STACK_POSITION
+    position.FunctionalGroupPointer = _FRAME_CONTENT
+    position.DimensionDescriptionLabel = "In-Stack Position Number"
+    segmentation.DimensionIndexSequence.append(position)
+    items = []
+    for segment, first in enumerate(segmentation.PerFrameFunctionalGroupsSequence, 1):
+        for number in range(1, len(values) + 1):
+            item = copy_of(first)
+            content = item.FrameContentSequence[0]
+            content.StackID, content.InStackPositionNumber = "1", number
+            content.DimensionIndexValues = [segment, number]
+            item.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber = number
+            items.append(item)
+    segmentation.PerFrameFunctionalGroupsSequence = items
+    segmentation.NumberOfFrames = len(items)
+    by_class = values.transpose(1, 0, 2, 3)
+    if values.dtype == np.bool_:
+        packed = np.packbits(by_class, bitorder="little")
+    else:
+        packed = np.rint(by_class * _STEPS).astype(np.uint8)
+    content_bytes = packed.tobytes()
+    segmentation.PixelData = content_bytes + bytes(len(content_bytes) % 2)
+
+
+def _finished(segmentation: Any, identity: Sequence[str], date: str, time: str) -> bytes:
+    """Replace what depends on the moment or on chance, and write."""
+    organisation = derive_uid("dimensions", *identity)
+    for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
+        item.DimensionOrganizationUID = organisation
+    for equipment in segmentation.ContributingEquipmentSequence:  # highdicom names itself, too
+        if "ContributionDateTime" in equipment:
+            equipment.ContributionDateTime = f"{date}{time}"
+    shared = segmentation.SharedFunctionalGroupsSequence[0]
+    # Without a slice thickness, which projections have not, highdicom cannot read the measures again.
+    if not any("SliceThickness" in item for item in shared.get("PixelMeasuresSequence") or []):
+        shared.pop("PixelMeasuresSequence", None)
+    segmentation.InstanceCreationDate, segmentation.InstanceCreationTime = date, time
+    buffer = io.BytesIO()
+    segmentation.save_as(buffer)
+    return buffer.getvalue()
+
+
+def _text(text: str) -> str:
+    """A value that fits DICOM's long string: 64 characters, no backslash, no control character."""
+    clean = "".join(" " if sign == "\\" or not sign.isprintable() else sign for sign in text).strip()
+    return clean[:_LONG_STRING] or "unnamed"
