@@ -10,6 +10,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.def("version", &samdistill::version, "The version this module was built from.");
   register_assignment(module);
   register_components(module);
+  register_cover(module);
   register_masks(module);
   register_prompts(module);
 }

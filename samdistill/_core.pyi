@@ -8,6 +8,18 @@ def version() -> str: ...
 def assign(
     weights: npt.NDArray[np.float64], maximize: bool
 ) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
+def cover(
+    covered_by: npt.NDArray[np.bool_],
+    inside: npt.NDArray[np.float64],
+    outside: npt.NDArray[np.float64],
+    total: npt.NDArray[np.float64],
+    lower: npt.NDArray[np.int64],
+    upper: npt.NDArray[np.int64],
+    limit: npt.NDArray[np.int64],
+    pieces: tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None,
+    nodes: int,
+    seconds: float,
+) -> tuple[bool, list[npt.NDArray[np.int64]], float, int, int]: ...
 def mask_iou(masks_a: npt.NDArray[np.bool_], masks_b: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]: ...
 def nms(
     boxes: npt.NDArray[np.float32] | npt.NDArray[np.float64], order: npt.NDArray[np.int64], iou: float

@@ -7,10 +7,8 @@ and 4). Knows weights, masks, maps and counts; knows not where they came from.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,7 +18,7 @@ from samdistill import _core, components, kernels
 from samdistill.arrays import Masks, ProbabilityMaps, check_masks, describe
 from samdistill.components import check_probability_maps
 from samdistill.errors import InputRejected
-from samdistill.proposals import Proposals
+from samdistill.proposals import Proposals, mask_iou
 
 Indices = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float64]
@@ -211,51 +209,65 @@ def match(
         raise ValueError(f"time_limit_s must be more than 0, or None, not {time_limit_s}.")
     if node_limit is not None and not node_limit >= 1:
         raise ValueError(f"node_limit must be 1 or more, or None, not {node_limit}.")
-    least, most, limit = _check_bounds(lower, upper, max_proposals, counted, len(maps))
     peaks = _check_pixels(masks, maps)
+    bounds = _check_bounds(lower, upper, max_proposals, counted, len(maps))
     maps = maps if iou == "soft" else (maps > 0.5).astype(np.float32)
-
     overlap = kernels.soft_overlap(masks, maps, threads=1)
     if len(masks) and overlap.area_px.min() == 0:
         raise ValueError(
             f"proposals must all have a pixel, not none at index {int(overlap.area_px.argmin())}. "
             "Leave empty masks out."
         )
-    present = np.array([count_absent or n > 0 or peak >= 0.5 for n, peak in zip(least, peaks, strict=True)])
-    most, limit = (tuple(int(n) for n in np.where(present, bound, 0)) for bound in (most, limit))
+    present = (peaks >= 0.5) | (np.array(bounds.lower) > 0) | count_absent
+    bounds = bounds.of(present)
     reason, why = "", ""
     while True:
-        found = _search(
-            masks, maps, least, most, limit if counted == "components" else None, time_limit_s, node_limit
-        )
-        if found.chosen is not None or on_infeasible == "reject":
+        found = _search(masks, maps, overlap, bounds, time_limit_s, node_limit)
+        if found.chosen is not None or on_infeasible == "reject" or found.stopped:
             break
         if on_infeasible == "raise":
             raise InputRejected(f"lower and upper must allow a choice among the proposals: {found.why}.")
-        c = max(range(len(least)), key=lambda i: (least[i], i))
-        least = (*least[:c], least[c] - 1, *least[c + 1 :])
-        why = why or found.why
-        reason = f"lower was relaxed to {list(least)}: {why}"
-    chosen = found.chosen if found.chosen is not None else [[] for _ in maps]
-    selected = tuple(np.array(sorted(indices), np.int64) for indices in chosen)
-    annotation = np.array([masks[indices].any(axis=0) for indices in selected])
+        bounds, why = bounds.relaxed(), why or found.why
+        reason = f"lower was relaxed to {list(bounds.lower)}: {why}"
+    chosen = [np.empty(0, np.int64)] * len(maps) if found.chosen is None else found.chosen
+    annotation = np.array([masks[indices].any(axis=0) for indices in chosen])
     scores = np.array([_iou(plane, mask) for plane, mask in zip(maps, annotation, strict=True)])
+    ceilings = np.array([kernels.best_iou(plane) for plane in maps])
     value = float(scores.sum())
     return Match(
-        selected=selected,
+        selected=tuple(chosen),
         masks=annotation,
         scores=scores,
         present=present,
         value=value,
-        upper_bound=max(value, found.upper_bound),
-        ceilings=np.array([kernels.best_iou(plane) for plane in maps]),
+        upper_bound=max(value, min(found.upper_bound, float(ceilings[present].sum()))),
+        ceilings=ceilings,
         status="infeasible" if found.chosen is None else "feasible" if found.stopped else "optimal",
-        reason=reason if found.chosen is not None else found.why,
-        lower=least,
-        upper=most,
+        reason=found.why or reason,
+        lower=bounds.lower,
+        upper=bounds.upper,
         nodes=found.nodes,
         stopped=found.stopped,
     )
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """What each class may have: `limit` proposals, and lower .. upper proposals or components."""
+
+    lower: tuple[int, ...]
+    upper: tuple[int, ...]
+    limit: tuple[int, ...]
+    components: bool
+
+    def of(self, present: npt.NDArray[np.bool_]) -> _Bounds:
+        """Give the classes that are absent nothing."""
+        upper, limit = (tuple(np.where(present, bound, 0).tolist()) for bound in (self.upper, self.limit))
+        return replace(self, upper=upper, limit=limit)
+
+    def relaxed(self) -> _Bounds:
+        c = max(range(len(self.lower)), key=lambda i: (self.lower[i], i))
+        return replace(self, lower=(*self.lower[:c], self.lower[c] - 1, *self.lower[c + 1 :]))
 
 
 def _iou(plane: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> float:
@@ -280,7 +292,7 @@ def _check_bounds(
     max_proposals: int | Sequence[int] | None,
     counted: Counted,
     classes: int,
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+) -> _Bounds:
     if max_proposals is not None and counted == "proposals":
         raise ValueError("max_proposals must be None where proposals are counted; upper limits them.")
     least, most = _per_class(lower, classes, "lower"), _per_class(upper, classes, "upper")
@@ -290,7 +302,8 @@ def _check_bounds(
                 f"lower must be at most upper, not {least[c]} where upper is {most[c]}, in class {c + 1}. "
                 "Bounds that contradict each other match no image."
             )
-    return least, most, most if max_proposals is None else _per_class(max_proposals, classes, "max_proposals")
+    limit = most if max_proposals is None else _per_class(max_proposals, classes, "max_proposals")
+    return _Bounds(least, most, limit, counted == "components")
 
 
 def _per_class(numbers: int | Sequence[int], classes: int, name: str) -> tuple[int, ...]:
@@ -325,58 +338,75 @@ def _check_pixels(masks: Masks, maps: ProbabilityMaps) -> Values:
 
 @dataclass(frozen=True)
 class _Found:
-    chosen: list[list[int]] | None
-    upper_bound: float
-    nodes: int
-    stopped: Literal["", "nodes", "time"]
-    why: str
+    """What a search came to; `chosen` is None where there is no choice, or none was found, and `why` says
+    so."""
+
+    chosen: list[Indices] | None
+    upper_bound: float = 0.0
+    nodes: int = 0
+    stopped: Literal["", "nodes", "time"] = ""
+    why: str = ""
 
 
 def _search(
     masks: Masks,
     maps: ProbabilityMaps,
-    least: tuple[int, ...],
-    most: tuple[int, ...],
-    limit: tuple[int, ...] | None,
+    overlap: kernels.SoftOverlap,
+    bounds: _Bounds,
     time_limit_s: float | None,
     node_limit: int | None,
 ) -> _Found:
-    if limit is None and sum(least) > len(masks):
-        why = f"{sum(least)} proposals are needed and there are {len(masks)}"
-        return _Found(None, 0.0, 0, "", why)
+    if not bounds.components:
+        if sum(bounds.lower) > len(masks):
+            return _Found(None, why=f"{sum(bounds.lower)} proposals are needed and there are {len(masks)}")
+        if max(bounds.upper) <= 1:
+            return _assign_one_each(overlap.soft_iou(), bounds.lower, bounds.upper)
     atoms = kernels.atoms(masks, maps, threads=1)
-    end = time.monotonic() + (time_limit_s or float("inf"))
-    best: tuple[float, list[list[int]]] = (-1.0, [])
-    nodes = 0
-    stopped: Literal["", "nodes", "time"] = ""
+    found, chosen, upper_bound, nodes, stop = _core.cover(
+        atoms.covered_by,
+        atoms.inside,
+        atoms.outside,
+        atoms.total,
+        np.array(bounds.lower, np.int64),
+        np.array(bounds.upper, np.int64),
+        np.array(bounds.limit, np.int64),
+        _pieces(masks) if bounds.components else None,
+        -1 if node_limit is None else node_limit,
+        -1.0 if time_limit_s is None else time_limit_s,
+    )
+    stopped: Literal["", "nodes", "time"] = ("", "nodes", "time")[stop]
+    if found:
+        return _Found(chosen, upper_bound, nodes, stopped)
+    why = "no choice was found before the limit" if stopped else "no union of so few has so many components"
+    return _Found(None, upper_bound, nodes, stopped, why)
 
-    def go(c: int, taken: frozenset[int], value: float, chosen: list[list[int]]) -> None:
-        nonlocal best, nodes, stopped
-        if c == len(maps):
-            if value > best[0]:
-                best = (value, chosen)
-            return
-        free = [k for k in range(len(masks)) if k not in taken]
-        for count in range(least[c] if limit is None else 0, min((limit or most)[c], len(free)) + 1):
-            for some in combinations(free, count):
-                if limit is not None:
-                    found = len(components.label(np.asarray(masks[list(some)].any(axis=0))))
-                    if not least[c] <= found <= most[c]:
-                        continue
-                nodes += 1
-                if best[0] >= 0 and node_limit is not None and nodes > node_limit:
-                    stopped = "nodes"
-                if best[0] >= 0 and time.monotonic() > end:
-                    stopped = "time"
-                if stopped:
-                    return
-                covered = atoms.covered_by[:, list(some)].any(axis=1)
-                either = atoms.total[c] + atoms.outside[covered, c].sum()
-                score = atoms.inside[covered, c].sum() / either if either > 0 else 0.0
-                go(c + 1, taken | set(some), value + float(score), [*chosen, list(some)])
 
-    go(0, frozenset(), 0.0, [])
-    if best[0] < 0:
-        return _Found(None, 0.0, nodes, "", "no union has so many components")
-    bound = float(sum(m > 0 for m in most)) if stopped else best[0]
-    return _Found(best[1], bound, nodes, stopped, "")
+def _assign_one_each(scores: Values, lower: tuple[int, ...], upper: tuple[int, ...]) -> _Found:
+    """Solve the case of one proposal a class at most: an assignment; a class may go without if lower is 0."""
+    count, classes = scores.shape
+    weights = np.full((classes, count + classes), -np.inf)
+    for c in range(classes):
+        if upper[c]:
+            weights[c, :count] = scores[:, c]
+        if not lower[c]:
+            weights[c, count + c] = 0.0
+    _, columns = assign(weights)
+    chosen = [np.array([k] if k < count else [], np.int64) for k in columns]
+    return _Found(chosen, float(weights[np.arange(classes), columns].sum()))
+
+
+def _pieces(masks: Masks) -> tuple[Indices, Masks]:
+    """Return where each proposal's connected components begin in the list of all, and which of all touch."""
+    found = [components.label(np.asarray(mask)).labels for mask in masks]
+    counts = [int(labels.max()) for labels in found]
+    pieces = np.array(
+        [labels == i + 1 for labels, count in zip(found, counts, strict=True) for i in range(count)], np.bool_
+    ).reshape(sum(counts), *masks.shape[1:])
+    wide = pieces.copy()
+    wide[:, :, 1:] |= pieces[:, :, :-1]
+    wide[:, :, :-1] |= pieces[:, :, 1:]
+    grown = wide.copy()
+    grown[:, 1:] |= wide[:, :-1]
+    grown[:, :-1] |= wide[:, 1:]
+    first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return first, mask_iou(grown, pieces) > 0
