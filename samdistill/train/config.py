@@ -18,7 +18,18 @@ from samdistill.prompts import PromptConfig
 from samdistill.refine import BURDEN, MINE, RefineConfig
 from samdistill.train.consistency_config import ConsistencyConfig
 
-STRATEGIES = ("supervised", "pseudo-label", "mine", "burden")
+STRATEGIES = (
+    "supervised",
+    "pseudo-label",
+    "mine",
+    "burden",
+    "mean-teacher",
+    "ua-mt",
+    "semisam",
+    "semisam-ua-mt",
+    "cps",
+    "fixmatch",
+)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 

@@ -268,5 +268,12 @@ def _finish(run: Run, seconds: float) -> None:
             "steps": state["before"] + state["step"],
             "seconds": round(max(seconds, before), 1),
             "best": best,
+            **_switched_off(history),
         }
     )
+
+
+def _switched_off(history: list[dict[str, Any]]) -> dict[str, int]:
+    """After how many steps the teacher was asked no more; nothing where it was asked to the end."""
+    steps = [record["step"] for record in history if "teacher_switched_off" in record]
+    return {"teacher_switched_off_step": steps[0]} if steps else {}

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from samdistill.train.strategies.burden import burden
+from samdistill.train.strategies.cps import cps
+from samdistill.train.strategies.fixmatch import fixmatch
+from samdistill.train.strategies.mean_teacher import mean_teacher, ua_mt
 from samdistill.train.strategies.mine import mine
 from samdistill.train.strategies.pseudo_label import pseudo_label
+from samdistill.train.strategies.semisam import semisam, semisam_ua_mt
 from samdistill.train.strategies.supervised import supervised
 from samdistill.train.training import Training
 
@@ -15,4 +19,10 @@ RUNNERS: dict[str, Callable[[Training], None]] = {
     "pseudo-label": pseudo_label,
     "mine": mine,
     "burden": burden,
+    "mean-teacher": mean_teacher,
+    "ua-mt": ua_mt,
+    "semisam": semisam,
+    "semisam-ua-mt": semisam_ua_mt,
+    "cps": cps,
+    "fixmatch": fixmatch,
 }
