@@ -1,0 +1,160 @@
+"""What `tune` searches: what each pass gives to the teacher, the random walker's numbers, the morphology."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from samdistill.arrays import Image, ProbabilityMaps
+from samdistill.components import MAX_RADIUS, Morphology
+from samdistill.config import to_dict, to_toml
+from samdistill.prompts import PromptConfig
+from samdistill.refine import BURDEN, MINE, RefineConfig, Refinement
+from samdistill.train.embedded import EmbeddedCases
+from samdistill.train.pseudo import TeacherRefiner
+from samdistill.train.random_walker import RandomWalkerRefiner
+
+Params = Mapping[str, Any]
+
+MORPHOLOGY: dict[str, BaseDistribution] = {
+    "operation": CategoricalDistribution(("erosion", "dilation")),
+    "element": CategoricalDistribution(("square", "disk", "diamond", "star")),
+    "radius": IntDistribution(0, MAX_RADIUS),
+}
+UNCHANGED = {"operation": "dilation", "element": "square", "radius": 0}
+
+
+class Space(Protocol):
+    """What is searched."""
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Name of each parameter and what it may be."""
+        ...
+
+    @property
+    def first_trials(self) -> list[dict[str, Any]]:
+        """What is tried before anything is searched, so that the search cannot end below it."""
+        ...
+
+    def refine(
+        self, params: Params, indices: Sequence[int], maps: Sequence[ProbabilityMaps]
+    ) -> list[Refinement]:
+        """Refine the maps of some images by these parameters."""
+        ...
+
+    def text(self, params: Params) -> str:
+        """The parameters as the TOML that training takes."""
+        ...
+
+
+class TeacherSpace:
+    """Two passes of the teacher and the morphology before them.
+
+    Parameters
+    ----------
+    embedded
+        The images, embedded.
+    start
+        Everything that is not searched.
+    """
+
+    file = "prompts.toml"
+
+    def __init__(self, embedded: EmbeddedCases, start: RefineConfig) -> None:
+        self._embedded, self._start = embedded, start
+        self._boxes_only = embedded.teacher.preprocessing == "medsam"
+        self.distributions: dict[str, BaseDistribution] = dict(MORPHOLOGY)
+        self.first_trials = [UNCHANGED]
+        if not self._boxes_only:
+            passes = _passes(start.prompts)
+            self.distributions["first_pass"] = CategoricalDistribution(passes)
+            self.distributions["second_pass"] = CategoricalDistribution((*passes, "none"))
+            papers = [(one.first_pass, one.second_pass) for one in (start, BURDEN, MINE)]
+            self.first_trials = [
+                {**UNCHANGED, "first_pass": first, "second_pass": second}
+                for first, second in dict.fromkeys(papers)
+                if first in passes and second in (*passes, "none")
+            ]
+
+    def config(self, params: Params) -> RefineConfig:
+        """The configuration that the parameters stand for."""
+        return replace(
+            self._start,
+            prompts=_with_morphology(self._start.prompts, params),
+            first_pass=params.get("first_pass", "box"),
+            second_pass=params.get("second_pass", "none"),
+        )
+
+    def refine(
+        self, params: Params, indices: Sequence[int], maps: Sequence[ProbabilityMaps]
+    ) -> list[Refinement]:
+        """One decoder call a pass."""
+        return TeacherRefiner(self._embedded, self.config(params))(indices, [], maps)
+
+    def text(self, params: Params) -> str:
+        """A RefineConfig."""
+        return to_toml(to_dict(self.config(params)))
+
+
+class WalkerSpace:
+    """The random walker's margin and beta, and the morphology before it.
+
+    Parameters
+    ----------
+    image
+        Gives the uint8 (H, W, 3) image of a number.
+    start
+        Its prompts' cleaning is used.
+    """
+
+    file = "random-walker.toml"
+
+    def __init__(self, image: Callable[[int], Image], start: RefineConfig) -> None:
+        self._image, self._start = image, start
+        self.distributions: dict[str, BaseDistribution] = {
+            **MORPHOLOGY,
+            "walker_margin": FloatDistribution(0.01, 0.5, log=True),
+            "walker_beta": FloatDistribution(1.0, 1e4, log=True),
+        }
+        self.first_trials: list[dict[str, Any]] = [{**UNCHANGED, "walker_margin": 0.1, "walker_beta": 130.0}]
+
+    def refine(
+        self, params: Params, indices: Sequence[int], maps: Sequence[ProbabilityMaps]
+    ) -> list[Refinement]:
+        """Image by image."""
+        config = replace(self._start, prompts=_with_morphology(self._start.prompts, params))
+        refiner = RandomWalkerRefiner(config, margin=params["walker_margin"], beta=params["walker_beta"])
+        return refiner(indices, [self._image(index) for index in indices], maps)
+
+    def text(self, params: Params) -> str:
+        """A part of a training's configuration."""
+        prompts = _with_morphology(self._start.prompts, params)
+        return to_toml(
+            {
+                "pseudo": {
+                    "refiner": "random-walker",
+                    **{name: params[name] for name in ("walker_margin", "walker_beta")},
+                },
+                "refine": to_dict(replace(self._start, prompts=prompts)),
+            }
+        )
+
+
+def _passes(prompts: PromptConfig) -> tuple[str, ...]:
+    points = ("points", "positive-points") if prompts.points != "none" else ()
+    return (*(("box",) if prompts.box else ()), *points, "all")
+
+
+def _with_morphology(prompts: PromptConfig, params: Params) -> PromptConfig:
+    if params["radius"] == 0:
+        return replace(prompts, morphology=None)
+    return replace(prompts, morphology=Morphology(params["operation"], params["element"], params["radius"]))
