@@ -71,7 +71,7 @@ class Ema:
         noise = (config.noise * torch.randn_like(pixels)).clamp(-config.noise_limit, config.noise_limit)
         seen = pixels + noise * self.network.get_buffer("std")
         with batch_statistics(self.network), self._fabric.autocast():
-            logits = self.network(twice(seen))
+            logits: torch.Tensor = self.network(twice(seen))
         return logits[: len(pixels)].float().sigmoid()
 
 

@@ -274,7 +274,7 @@ def _rate(config: OptimiserConfig, step: int, total: int, plateau_rate: float) -
         return plateau_rate
     if config.schedule == "steps":
         tenths = 12 * step // (5 * total)
-        return max(config.learning_rate / 10**tenths, config.min_learning_rate)
+        return max(config.learning_rate / 10.0**tenths, config.min_learning_rate)
     warm = max(1, round(WARM_UP_SHARE * total))
     if step < warm:
         return config.learning_rate * (step + 1) / warm
