@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 
 from samdistill._version import __version__
-from samdistill.cli import data, demo, evaluate, export, infer, phantoms, report, teacher, train, tune, verify
+from samdistill.cli import (
+    data,
+    demo,
+    evaluate,
+    export,
+    infer,
+    phantoms,
+    pseudo_label,
+    report,
+    teacher,
+    train,
+    tune,
+    verify,
+)
 from samdistill.errors import DeviceUnavailable, SamdistillError, UsageError
 
 app = typer.Typer(
@@ -43,6 +56,7 @@ app.command("phantoms")(phantoms.phantoms)
 app.add_typer(data.app, name="data", help="Look at a data set before anything is trained.")
 app.command("train")(train.train)
 app.command("tune")(tune.tune)
+app.command("pseudo-label")(pseudo_label.pseudo_label)
 app.command("export")(export.export)
 app.command("infer")(infer.infer)
 app.command("evaluate")(evaluate.evaluate)

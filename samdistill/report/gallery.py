@@ -106,6 +106,7 @@ def gallery(
     colours: Sequence[Colour] = COLOURS,
     note: str = "",
     score_name: str = "Dice",
+    wide: bool = False,
 ) -> Section:
     """Make a section of cases, lowest score first, with a legend, switches for layers and orders to choose.
 
@@ -119,14 +120,18 @@ def gallery(
         Of channel 0, 1, ...; for the legend.
     score_name
         What a case's score is called.
+    wide
+        The pictures are several times as wide as high.
     """
     ordered = sorted(cases, key=lambda case: (case.score is None, case.score or 0.0, case.title))
     names = list(dict.fromkeys(name for case in ordered for name in case.picture.layers))
     told = f"<p>{escape(note)}</p>" if note else ""
     figures = "".join(_figure(case, score_name) for case in ordered)
     tools = _legend(class_names, colours, names) + _switches(names) + ORDERS
+    cases_class = "cases wide" if wide else "cases"
     body = (
-        f'<div class="gallery">{told}<div class="tools">{tools}</div><div class="cases">{figures}</div></div>'
+        f'<div class="gallery">{told}<div class="tools">{tools}</div>'
+        f'<div class="{cases_class}">{figures}</div></div>'
     )
     return Section(title, body)
 
