@@ -20,7 +20,9 @@ def train(
     preset: Annotated[
         str | None, typer.Option(help="paper (the default), or light: fast on a CPU.", show_default=False)
     ] = None,
-    strategy: Annotated[str | None, typer.Option(help="supervised.")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="supervised, pseudo-label, mine or burden; see docs/mining.md.")
+    ] = None,
     labels: Annotated[
         str | None,
         typer.Option(help="Label budget: a share such as 0.25, or a number of images. Default: all."),
@@ -33,6 +35,42 @@ def train(
     batch: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of split, weights, batches and views.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="As for `teacher check`: tiny, sam_vit_b, medsam, NAME:PATH.")
+    ] = None,
+    schedule: Annotated[str | None, typer.Option(help="Pseudo labels once or continuous.")] = None,
+    refiner: Annotated[str | None, typer.Option(help="Of pseudo labels: teacher or random-walker.")] = None,
+    pseudo_weight: Annotated[float | None, typer.Option(help="lambda of the pseudo-labelled part.")] = None,
+    min_iou: Annotated[
+        float | None, typer.Option(help="Least predicted IoU of a pseudo label that counts.")
+    ] = None,
+    min_agreement: Annotated[
+        float | None, typer.Option(help="Least Dice of student and teacher for a pseudo label to count.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="mine, burden, or a TOML file as `samdistill tune` writes it.")
+    ] = None,
+    points: Annotated[int | None, typer.Option(help="Point prompts a set; 0 for none.")] = None,
+    spread: Annotated[float | None, typer.Option(help="Least distance between point prompts, px.")] = None,
+    box: Annotated[bool | None, typer.Option("--box/--no-box", help="Box prompts.")] = None,
+    per_component: Annotated[
+        bool | None, typer.Option("--per-component", help="A prompt set for each component.")
+    ] = None,
+    mask_prompt: Annotated[
+        bool | None, typer.Option("--mask-prompt", help="The student's logits as a prompt, too.")
+    ] = None,
+    literal_views: Annotated[
+        bool | None,
+        typer.Option("--literal-views", help="The teacher sees the augmented view: its encoder runs always."),
+    ] = None,
+    pretrain: Annotated[
+        str | None, typer.Option(help="simclr: the encoder first, on all images without labels.")
+    ] = None,
+    audit_labels: Annotated[
+        bool,
+        typer.Option("--audit-labels", help="Log pseudo labels against hidden labels; training sees none."),
+    ] = False,
+    cache: Annotated[Path | None, typer.Option(help="Folder of the teacher's embeddings.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     fetch_encoder: Annotated[
@@ -49,6 +87,8 @@ def train(
     if data is None or out is None:
         raise UsageError("train needs DATA and --out RUN, for example: samdistill train data --out run.")
     from samdistill.cli.progress import TrainingProgress
+    from samdistill.config import to_dict
+    from samdistill.refine import load_prompts
     from samdistill.train.config import load_config
 
     overrides = {
@@ -60,6 +100,21 @@ def train(
         "batch": batch,
         "seed": seed,
         "precision": precision,
+        "teacher": teacher,
+        "pretrain": pretrain,
+        "pseudo.schedule": schedule,
+        "pseudo.refiner": refiner,
+        "pseudo.weight": pseudo_weight,
+        "pseudo.min_iou": min_iou,
+        "pseudo.min_agreement": min_agreement,
+        "pseudo.literal_views": literal_views,
+        "refine": None if prompts is None else to_dict(load_prompts(prompts)),
+        "refine.prompts.points": "none" if points == 0 else None,
+        "refine.prompts.count": points or None,
+        "refine.prompts.spread_px": spread,
+        "refine.prompts.box": box,
+        "refine.prompts.per_component": per_component,
+        "refine.prompts.mask_logits": mask_prompt,
     }
     given = [option for option in (config, preset, *overrides.values()) if option is not None]
     # A resumed run needs none of its options again.
@@ -72,7 +127,9 @@ def train(
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
         with TrainingProgress() as progress:
-            run = launch(data, out, chosen, progress, device=device, resume=resume)
+            run = launch(
+                data, out, chosen, progress, device=device, resume=resume, cache=cache, audit=audit_labels
+            )
     except KeyboardInterrupt:
         print(f"samdistill: interrupted; the same command with --resume continues {out}.", file=sys.stderr)
         sys.exit(130)

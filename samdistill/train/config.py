@@ -266,6 +266,9 @@ class TrainConfig:
         takes exactly that many optimiser steps and never stops early.
     batch
         Images a step.
+    keep
+        Which student of a phase is kept: the "best" on the validation images, or the "last", for schedules
+        that end at a low rate and validation images too few to choose by.
     early_stop
         Epochs without a lower validation loss after which training ends.
     bce_weight
@@ -275,6 +278,8 @@ class TrainConfig:
         fp32.
     intensity
         The rule from raw pixels to uint8; None chooses identity for 8-bit data, else percentiles 0.5..99.5.
+    pretrain, pretrain_steps
+        "simclr": the encoder learns from all images first, for that many further steps; or "none".
     teacher
         As `load_teacher` takes it; used by strategies with a teacher alone.
     refine
@@ -288,6 +293,7 @@ class TrainConfig:
     max_steps: int | None = None
     min_epoch_steps: int = 100
     batch: int = 8
+    keep: str = "best"
     early_stop: int = 10
     bce_weight: float = 0.2
     precision: str = "auto"
@@ -295,6 +301,8 @@ class TrainConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    pretrain: str = "none"
+    pretrain_steps: int = 500
     teacher: str = "tiny"
     pseudo: PseudoConfig = field(default_factory=PseudoConfig)
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
@@ -321,6 +329,11 @@ class TrainConfig:
             self.max_steps is None or self.max_steps >= 1,
             f"max_steps must be at least 1, not {self.max_steps}.",
         )
+        _require(
+            self.pretrain in ("none", "simclr"), f"pretrain must be none or simclr, not {self.pretrain!r}."
+        )
+        _require(self.pretrain_steps >= 1, f"pretrain_steps must be at least 1, not {self.pretrain_steps}.")
+        _require(self.keep in ("best", "last"), f"keep must be best or last, not {self.keep!r}.")
         _require(self.seed >= 0, f"seed must be at least 0, not {self.seed}.")
         _require(self.bce_weight >= 0, f"bce_weight must be at least 0, not {self.bce_weight}.")
         _require(

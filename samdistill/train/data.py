@@ -132,6 +132,8 @@ class Batches:
         Images a step, over all devices.
     seed, stream
         The same two numbers give the same batches; streams of one seed are independent.
+    order
+        The stream whose cases are drawn, where that is not this one: same images, other views.
     rank, world
         Which share of each batch this process takes.
     """
@@ -145,6 +147,7 @@ class Batches:
         *,
         seed: int,
         stream: int,
+        order: int | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -157,6 +160,7 @@ class Batches:
         self._batch = batch
         self._augment = augment
         self._key = (seed, stream)
+        self._order_key = (seed, stream if order is None else order)
         self._share = (rank, world)
 
     def draw(self, step: int) -> list[tuple[int, View]]:
@@ -168,7 +172,7 @@ class Batches:
         drawn = []
         for position in range(step * self._batch + rank, (step + 1) * self._batch, world):
             cycle, place = divmod(position, len(self.store))
-            order = np.random.default_rng((*self._key, 0, cycle)).permutation(len(self.store))
+            order = np.random.default_rng((*self._order_key, 0, cycle)).permutation(len(self.store))
             index = int(order[place])
             view = draw_view(
                 np.random.default_rng((*self._key, 1, position)),

@@ -20,8 +20,8 @@ from samdistill.config import to_dict
 from samdistill.errors import DeviceUnavailable, InputRejected, UsageError
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import open_dataset
-from samdistill.io.stack import open_stack
 from samdistill.io.splits import Split, make_split
+from samdistill.io.stack import open_stack
 from samdistill.train.config import TrainConfig
 from samdistill.train.curves import draw_curves
 from samdistill.train.run import SCHEMA, Run, RunRecord

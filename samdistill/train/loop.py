@@ -200,7 +200,7 @@ def fit(
         own = validate(student, validation, loss_of, config.batch) if fabric.global_rank == 0 else None
         measured = fabric.broadcast(own)
         assert measured is not None
-        progress.finish_epoch(measured, len(losses), optimiser_config)
+        progress.finish_epoch(measured, len(losses), optimiser_config, keep_last=config.keep == "last")
         record = {
             "phase": phase.name,
             "epoch": progress.epoch,
@@ -252,10 +252,12 @@ class _Progress:
             self.best_epoch, self.best_dice = before["best_epoch"], before["best_dice"]
             self.best_loss = before["best_loss"]
 
-    def finish_epoch(self, measured: Validation, steps: int, config: OptimiserConfig) -> None:
+    def finish_epoch(
+        self, measured: Validation, steps: int, config: OptimiserConfig, *, keep_last: bool = False
+    ) -> None:
         self.step += steps
         self.epoch += 1
-        if (measured.dice, -measured.loss) > (self.best_dice, -self.best_loss):
+        if keep_last or (measured.dice, -measured.loss) > (self.best_dice, -self.best_loss):
             self.best_epoch, self.best_dice, self.best_loss = self.epoch, measured.dice, measured.loss
         if measured.loss < self.lowest_loss:
             self.lowest_loss, self.epochs_since_lowest = measured.loss, 0

@@ -15,7 +15,7 @@ from torch import nn
 
 from samdistill.arrays import Image, ProbabilityMaps
 from samdistill.geometry import ModelFrame, resize_image
-from samdistill.metrics import dice_per_class
+from samdistill.metrics import dice
 from samdistill.refine import RefineConfig, Refinement, refine
 from samdistill.teacher import Teacher
 from samdistill.train.config import PseudoConfig
@@ -97,16 +97,18 @@ def targets_of(refinement: Refinement, config: PseudoConfig) -> Targets | None:
     Returns
     -------
     Targets | None
-        float32 (C, h, w): 1, 0, IGNORE for a class that the filters hold back; None where the student found
-        nothing or no class passed, so that the image has no pseudo label.
+        float32 (C, h, w): 1, 0, IGNORE for a class that is held back by a filter or because the teacher,
+        asked about it, answered with nothing; None where the student found nothing or no class passed, so
+        that the image has no pseudo label.
     """
     if refinement.empty:
         return None
     targets: Targets = refinement.masks.astype(np.float32)
     # NaN compares as false: a class that nobody was asked about passes.
     held_back = (refinement.predicted_iou < config.min_iou) | (refinement.agreement < config.min_agreement)
-    targets[held_back] = IGNORE
     asked = refinement.student_masks.any(axis=(1, 2))
+    held_back |= asked & ~refinement.masks.any(axis=(1, 2))
+    targets[held_back] = IGNORE
     return None if held_back[asked].all() else targets
 
 
@@ -124,11 +126,16 @@ def told(refinements: Sequence[Refinement], targets: Sequence[Targets | None]) -
 
 
 def audit(targets: Targets, truth: npt.NDArray[np.int8] | npt.NDArray[np.float32]) -> float:
-    """Dice of a pseudo label with the hidden truth, mean over classes that the filters let through."""
-    counted = (targets != IGNORE).all(axis=(1, 2))
-    if not counted.any():
-        return float("nan")
-    return float(dice_per_class(targets[counted] == 1, truth[counted] == 1, ignore=truth[0] == IGNORE).mean())
+    """Dice of a pseudo label with the hidden truth over the pixels that count in both.
+
+    The mean over classes, those that are held back whole left out; NaN where all are.
+    """
+    scores = [
+        dice(target == 1, hidden == 1, ignore=(target == IGNORE) | (hidden == IGNORE))
+        for target, hidden in zip(targets, truth, strict=True)
+        if (target != IGNORE).any()
+    ]
+    return float(np.mean(scores)) if scores else float("nan")
 
 
 def predict_maps(student: nn.Module, images: Sequence[Image], size: int, batch: int) -> list[ProbabilityMaps]:

@@ -63,7 +63,10 @@ class RandomWalkerRefiner:
             seeds[outside > band] = 2
             if (seeds == 2).any() and (seeds == 0).any():
                 gray = image.astype(np.float64) / 255
-                masks[number] = random_walker(gray, seeds, beta=self._beta, mode="cg_j", channel_axis=-1) == 1
+                walked = random_walker(
+                    gray, seeds, beta=self._beta, mode="cg_j", tol=1e-4, prob_tol=0.05, channel_axis=-1
+                )
+                masks[number] = walked == 1
             agreement[number] = dice_per_class(masks[number : number + 1], mask[None])[0]
         nothing: list[list[Prompts]] = [[] for _ in masks]
         return Refinement(

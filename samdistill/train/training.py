@@ -16,6 +16,7 @@ from samdistill.io.dataset import Case, open_dataset
 from samdistill.io.splits import Split
 from samdistill.teacher import Teacher, load_teacher
 from samdistill.teacher.cache import EmbeddingCache, default_folder
+from samdistill.train.config import AugmentConfig
 from samdistill.train.data import Batches, FrameStore
 from samdistill.train.embedded import EmbeddedCases
 from samdistill.train.loop import Listener, Objective, Phase, fit
@@ -64,6 +65,7 @@ class Training:
         self.config = run.config
         self.loss = SegmentationLoss(run.config.bce_weight)
         self._cache, self._audit = cache, audit
+        self._pretrained = int(run.config.pretrain != "none")
 
     @cached_property
     def labelled(self) -> FrameStore:
@@ -84,6 +86,12 @@ class Training:
                 "images without masks, lower --labels, or train with --strategy supervised."
             )
         return self._store(self.split.train_unlabelled)
+
+    @cached_property
+    def images(self) -> FrameStore:
+        """All training images, labels unread."""
+        cases = (*self.split.train_labelled, *self.split.train_unlabelled)
+        return self._store(tuple(case.without_labels() for case in cases))
 
     @cached_property
     def hidden_truth(self) -> FrameStore | None:
@@ -136,15 +144,24 @@ class Training:
         torch.manual_seed(self.config.seed + 7919 * number)
         return build_student(self.config.student, len(self.run.class_names))[0]
 
-    def batches(self, store: FrameStore, images: int, *, stream: int) -> Batches:
-        """Random views of a store, `images` a step over all processes; streams are independent."""
+    def batches(
+        self,
+        store: FrameStore,
+        images: int,
+        *,
+        stream: int,
+        order: int | None = None,
+        augment: AugmentConfig | None = None,
+    ) -> Batches:
+        """Random views of a store, `images` a step over all processes; see `Batches`."""
         return Batches(
             store,
             self.config.student.size,
             images,
-            self.config.augment,
+            augment or self.config.augment,
             seed=self.config.seed,
             stream=stream,
+            order=order,
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
         )
@@ -166,7 +183,7 @@ class Training:
         Parameters
         ----------
         number
-            Of the phase, from 0.
+            Of the phase, from 0; pre-training, where there is one, is -1.
         images
             How many images the phase goes over: an epoch is as many batches as they fill.
         steps
@@ -176,7 +193,7 @@ class Training:
         epoch_steps = self.epoch_steps(images)
         phase = Phase(
             name,
-            number,
+            number + self._pretrained,
             steps if steps is not None else config.max_epochs * epoch_steps,
             epoch_steps,
             early_stop=steps is None,
@@ -184,6 +201,10 @@ class Training:
             carry_best=carry_best,
         )
         fit(self.run, self.fabric, student, objective, self.validation, phase, self.watcher)
+
+    def best_of_phase(self, number: int) -> dict[str, torch.Tensor]:
+        """The weights of the best student of a phase that is over."""
+        return self.run.best_of_phase(number + self._pretrained)
 
     def epoch_steps(self, images: int) -> int:
         """Optimiser steps between two validations, going over so many images."""

@@ -22,7 +22,7 @@ def mine(training: Training) -> None:
     first, second = training.steps(config.pseudo.supervised_share)
     student = training.new_student()
     supervised_phase(training, student, steps=first)
-    student.load_state_dict(training.run.best_of_phase(0))
+    student.load_state_dict(training.best_of_phase(0))
     source: Source
     if config.pseudo.schedule == "once":
         store = PseudoStore(training.run.path / "pseudo" / "1")

@@ -17,7 +17,7 @@ def pseudo_label(training: Training) -> None:
     first, second = training.steps(config.pseudo.supervised_share)
     student = training.new_student()
     supervised_phase(training, student, steps=first)
-    student.load_state_dict(training.run.best_of_phase(0))
+    student.load_state_dict(training.best_of_phase(0))
     training.fit(
         student,
         mixed(training, Own(training.unlabelled, config.pseudo)),

@@ -8,6 +8,7 @@ from torch import nn
 from samdistill.train.data import Batches
 from samdistill.train.loop import Objective
 from samdistill.train.losses import SegmentationLoss
+from samdistill.train.strategies.simclr import pretrain
 from samdistill.train.student import Student
 from samdistill.train.training import Training
 
@@ -41,7 +42,9 @@ def supervised(training: Training) -> None:
 
 
 def supervised_phase(training: Training, student: Student, *, steps: int | None) -> None:
-    """Phase 0 of every strategy: the labelled images alone."""
+    """Phase 0 of every strategy: the labelled images alone, after pre-training where it is asked for."""
+    if training.config.pretrain == "simclr":
+        pretrain(training, student)
     batches = training.batches(training.labelled, training.config.batch, stream=0)
     training.fit(
         student,
