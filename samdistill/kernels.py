@@ -112,7 +112,8 @@ def soft_overlap(
     masks, maps = _check(masks, probability_maps)
     inside = np.zeros((len(masks), len(maps)), np.float64)
     area = np.zeros(len(masks), np.int64)
-    _in_parallel(lambda first, last: _sum_masks(masks, maps, first, last, inside, area), len(masks), threads)
+    pixels, sums = masks.view(np.uint8), _row_sums(maps)
+    _in_parallel(lambda first, last: _sum_masks(pixels, sums, first, last, inside, area), len(masks), threads)
     return SoftOverlap(inside, area[:, None] - inside, area, _totals(maps, threads))
 
 
@@ -202,29 +203,64 @@ def _in_parallel(work: Callable[[int, int], None], count: int, threads: int | No
         list(pool.map(work, edges[:-1], edges[1:]))
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc"})
-def _sum_masks(masks, maps, first, last, inside, area):  # type: ignore[no-untyped-def]
+@numba.njit(nogil=True, cache=True)
+def _row_sums(maps):  # type: ignore[no-untyped-def]
+    """Return (H, W + 1, C): the sums of the pixels left of each edge between two pixels, in its row."""
     classes, height, width = maps.shape
+    sums = np.zeros((height, width + 1, classes), np.float64)
+    for c in range(classes):
+        for y in range(height):
+            sum_ = 0.0
+            for x in range(width):
+                sum_ += np.float64(maps[c, y, x])
+                sums[y, x + 1, c] = sum_
+    return sums
+
+
+@numba.njit(nogil=True, cache=True)
+def _sum_masks(masks, sums, first, last, inside, area):  # type: ignore[no-untyped-def]
+    """Add up runs. Masks are bytes; empty rows are passed over at once, other stretches 32 pixels at a time."""
+    _, height, width = masks.shape
+    classes = sums.shape[2]
     for k in range(first, last):
         for y in range(height):
             row = masks[k, y]
-            begin, end = 0, width
-            while begin < width and not row[begin]:
-                begin += 1
-            while end > begin and not row[end - 1]:
-                end -= 1
-            if begin == end:
+            some = np.uint8(0)
+            for x in range(width):
+                some |= row[x]
+            if some == 0:
                 continue
-            pixels = 0
-            for x in range(begin, end):
-                pixels += row[x]
-            area[k] += pixels
-            for c in range(classes):
-                values = maps[c, y]
-                part = 0.0
-                for x in range(begin, end):
-                    part += np.float64(values[x]) if row[x] else 0.0
-                inside[k, c] += part
+            x, begin = 0, -1
+            while x < width:
+                end, edges = min(x + 32, width), 0
+                if x + 32 <= width:
+                    pixels = 0
+                    for i in range(32):
+                        pixels += row[x + i]
+                    if pixels == (0 if begin < 0 else 32):
+                        x = end
+                        continue
+                    edges = int((row[x] != 0) != (begin >= 0))
+                    for i in range(1, 32):
+                        edges += row[x + i] != row[x + i - 1]
+                    if edges == 1:  # the usual case: go straight there
+                        x += 32 - pixels if begin < 0 else pixels
+                while x < end:
+                    if (row[x] != 0) != (begin >= 0):
+                        if begin < 0:
+                            begin = x
+                        else:
+                            area[k] += x - begin
+                            for c in range(classes):
+                                inside[k, c] += sums[y, x, c] - sums[y, begin, c]
+                            begin = -1
+                    x += 1
+                    if edges == 1:
+                        x = end
+            if begin >= 0:
+                area[k] += width - begin
+                for c in range(classes):
+                    inside[k, c] += sums[y, width, c] - sums[y, begin, c]
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc"})
