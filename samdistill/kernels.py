@@ -219,7 +219,7 @@ def _row_sums(maps):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _sum_masks(masks, sums, first, last, inside, area):  # type: ignore[no-untyped-def]
-    """Add up runs. Masks are bytes; empty rows are passed over at once, other stretches 32 pixels at a time."""
+    """Add up runs. Masks are bytes; empty rows are passed over at once, others 32 pixels at a time."""
     _, height, width = masks.shape
     classes = sums.shape[2]
     for k in range(first, last):
