@@ -19,7 +19,7 @@ from bundles import colours, expected, rewrite
 from PIL import Image as PillowImage
 
 from samdistill.errors import InputRejected, SomeInputsFailed, UsageError
-from samdistill.inference import Source, gather, raise_for_failures, segment_files
+from samdistill.inference import Options, Record, Source, Summary, gather, raise_for_failures, segment_files
 from samdistill.io.images import read_mask, write_png
 from samdistill.predictor import Predictor
 
@@ -33,6 +33,29 @@ def save(path: Path, pixels: np.ndarray | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     PillowImage.fromarray(colours() if pixels is None else pixels).save(path)
     return path
+
+
+def segment(bundle: Path | Predictor, inputs: object, out: Path, **options: Any) -> list[Record]:
+    """Segment in this process; the records in order."""
+    predictor = bundle if isinstance(bundle, Predictor) else Predictor.load(bundle)
+    texts = list(map(str, inputs if isinstance(inputs, list) else [inputs]))
+    return segment_all(predictor, gather(texts, out), out, **options)[1]
+
+
+def segment_all(
+    predictor: Predictor, sources: list[Source], out: Path, **options: Any
+) -> tuple[Summary, list[Record]]:
+    records: list[Record] = []
+    run = {key: options.pop(key) for key in ("resume", "shard", "workers", "batch") if key in options}
+    summary = segment_files(
+        predictor,
+        sources,
+        out,
+        options=Options(**options),
+        tell=lambda one: records.append(one.record),
+        **run,
+    )
+    return summary, records
 
 
 def names(sources: list[Source]) -> list[str]:
@@ -102,8 +125,8 @@ def test_masks_have_the_inputs_size_and_hold_class_numbers(tiny_bundle: Path, tm
     save(tmp_path / "in" / "site" / "1.png", picture)
     predictor = Predictor.load(tiny_bundle)
     out = tmp_path / "out"
-    records = segment_files(predictor, gather([str(tmp_path / "in")], out), out, overlay=True)
-    assert tree(out) == ["overlays/site/1.png", "results.jsonl", "site/1.png"]
+    records = segment(predictor, tmp_path / "in", out, overlay=True)
+    assert tree(out) == ["audit.jsonl", "overlays/site/1.png", "results.jsonl", "site/1.png"]
     labels = read_mask(out / "site" / "1.png")
     np.testing.assert_array_equal(labels, predictor.predict(picture).labels())
     assert set(np.unique(labels)) == {0, 1, 2}
@@ -126,8 +149,8 @@ def test_classes_that_may_overlap_get_a_file_each_as_a_data_folder_has_them(
     picture = colours()
     save(tmp_path / "in" / "1.png", picture)
     out = tmp_path / "out"
-    segment_files(Predictor.load(tiny_bundle), gather([str(tmp_path / "in")], out), out)
-    assert tree(out) == ["bright/1.png", "red/1.png", "results.jsonl"]
+    segment(tiny_bundle, tmp_path / "in", out)
+    assert tree(out) == ["audit.jsonl", "bright/1.png", "red/1.png", "results.jsonl"]
     for name, mask in zip(("red", "bright"), expected(picture, multi_label=True), strict=True):
         np.testing.assert_array_equal(read_mask(out / name / "1.png"), mask.astype(np.uint8) * 255)
 
@@ -139,7 +162,7 @@ def test_two_pictures_of_one_output_are_refused_before_anything_is_written(
     save(tmp_path / "in" / "a.jpg")
     out = tmp_path / "out"
     with pytest.raises(UsageError, match=r"a\.jpg and .*a\.png must not have one output"):
-        segment_files(Predictor.load(tiny_bundle), gather([str(tmp_path / "in")], out), out)
+        segment(tiny_bundle, tmp_path / "in", out)
     assert not out.exists()
 
 
@@ -147,7 +170,7 @@ def test_an_input_is_never_written_over(tiny_bundle: Path, tmp_path: Path) -> No
     picture = save(tmp_path / "a.png")
     before = picture.read_bytes()
     with pytest.raises(UsageError, match="would be written over"):
-        segment_files(Predictor.load(tiny_bundle), gather([str(picture)], tmp_path), tmp_path)
+        segment(tiny_bundle, picture, tmp_path)
     assert picture.read_bytes() == before
 
 
@@ -158,7 +181,7 @@ def test_a_mode_the_bundle_cannot_do_leaves_the_output_folder_alone(
     picture = save(tmp_path / "a.png")
     out = tmp_path / "out"
     with pytest.raises(UsageError, match="no teacher"):
-        segment_files(Predictor.load(tiny_bundle), gather([str(picture)], out), out, mode="refine")
+        segment(tiny_bundle, picture, out, mode="refine")
     assert tree(out) == ["a.png"]
 
 
@@ -169,24 +192,29 @@ def test_what_an_earlier_run_left_goes_when_a_case_fails_or_loses_its_overlay(
     save(folder / "1.png")
     save(folder / "2.png")
     predictor = Predictor.load(tiny_bundle)
-    segment_files(predictor, gather([str(folder)], out), out, overlay=True)
+    segment(predictor, folder, out, overlay=True, probabilities=True, contours=True, measurements=True)
+    assert len(tree(out)) == 14
     (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:200])
-    segment_files(predictor, gather([str(folder)], out), out)
-    assert tree(out) == ["1.png", "results.jsonl"]
+    segment(predictor, folder, out)
+    assert tree(out) == ["1.png", "audit.jsonl", "results.jsonl"]
 
 
 def test_a_failure_while_writing_leaves_no_output_of_that_case(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    from samdistill.io.files import write_bytes
 
-    monkeypatch.setattr("samdistill.inference.write_png", full)
+    def full(path: Path, content: bytes) -> None:
+        if path.parent.name == "overlays":
+            raise OSError(28, "No space left on device")
+        write_bytes(path, content)
+
+    monkeypatch.setattr("samdistill.inference.cases.write_bytes", full)
     picture, out = save(tmp_path / "1.png"), tmp_path / "out"
-    records = segment_files(Predictor.load(tiny_bundle), gather([str(picture)], out), out, overlay=True)
-    assert records[0].status == "failed"
-    assert "No space left" in str(records[0].error)
-    assert tree(out) == ["results.jsonl"]
+    (record,) = segment(tiny_bundle, picture, out, overlay=True)
+    assert record.status == "failed"
+    assert "No space left" in str(record.error)
+    assert tree(out) == ["audit.jsonl", "results.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -206,10 +234,10 @@ def test_failures_end_with_the_error_of_their_number(
         save(path) if status == "ok" else path.write_bytes(b"")
         inputs.append(str(path))
     out = tmp_path / "out"
-    records = segment_files(Predictor.load(tiny_bundle), gather(inputs, out), out)
+    summary, records = segment_all(Predictor.load(tiny_bundle), gather(inputs, out), out)
     assert [record.status for record in records] == statuses
     with pytest.raises(error):
-        raise_for_failures(records)
+        raise_for_failures(summary)
 
 
 # --- the command
@@ -225,7 +253,7 @@ def test_bad_files_are_reported_and_the_others_go_on(tiny_bundle: Path, tmp_path
     save(folder / "deep.png", np.full((64, 64), 60_000, np.uint16))
     done = run(tiny_bundle, folder, tmp_path / "missing.png", "--out", out, "--json")
     assert done.returncode == 3, done.stderr
-    assert tree(out) == ["good.png", "results.jsonl"]
+    assert tree(out) == ["audit.jsonl", "good.png", "results.jsonl"]
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.stdout == (out / "results.jsonl").read_text()
     bad = {line["input"].split("/")[-1]: line["error"] for line in lines if line["status"] == "failed"}
@@ -235,7 +263,8 @@ def test_bad_files_are_reported_and_the_others_go_on(tiny_bundle: Path, tmp_path
     assert "must be uint8 under the intensity rule" in bad["deep.png"]
     assert not any("masks" in line for line in lines if line["status"] == "failed")
     for name in bad:
-        assert name in done.stderr
+        assert name not in done.stderr
+    assert "failed: input 1 must have at most" in done.stderr
     assert "6 of 7 inputs failed" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
@@ -249,7 +278,8 @@ def test_the_only_input_failing_ends_with_4_and_its_reason_alone(
     done = run(tiny_bundle, path, "--out", tmp_path / "out")
     assert done.returncode == 4
     assert len(done.stderr.splitlines()) == 1
-    assert "x.png" in done.stderr
+    assert done.stderr.startswith("samdistill: input 1 ")
+    assert "x.png" not in done.stderr
     assert done.stdout == ""
 
 
@@ -327,12 +357,12 @@ def test_a_missing_picture_keeps_no_mask_of_an_earlier_run(tiny_bundle: Path, tm
     for name in ("a.png", "b.png"):
         write_png(pictures / name, np.zeros((32, 40, 3), np.uint8))
     out = tmp_path / "out"
-    segment_files(predictor, gather([str(pictures)], out), out)
+    segment(predictor, pictures, out)
     (pictures / "a.png").unlink()
     missing = pictures / "a.jpg"
     other = missing.with_suffix(".png")
     write_png(other, np.zeros((32, 40, 3), np.uint8))
-    (record,) = segment_files(predictor, gather([str(missing)], out), out)
+    (record,) = segment(predictor, missing, out)
     assert record.status == "failed"
     assert other.is_file()
     left = sorted(path.name for path in out.rglob("*.png"))

@@ -10,42 +10,86 @@ import typer
 
 def infer(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    inputs: Annotated[list[str], typer.Argument(help="Images, folders of images, or patterns in quotes.")],
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders of files, or patterns in quotes.")],
     out: Annotated[Path, typer.Option(help="Folder for masks and results.jsonl.")],
     mode: Annotated[str, typer.Option(help="fast: the student alone.")] = "fast",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     runtime: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads in all; default: all cores.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images in one call of the network.")] = 8,
     overlay: Annotated[bool, typer.Option("--overlay", help="Draw the masks into OUT/overlays/.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON line a case on standard output.")] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Probability maps into OUT/probabilities/.")
+    ] = False,
+    contours: Annotated[
+        bool, typer.Option("--contours", help="GeoJSON into OUT/contours/, and OUT/coco.json.")
+    ] = False,
+    measurements: Annotated[
+        bool, typer.Option("--measurements", help="Areas and diameters into OUT/measurements.csv.")
+    ] = False,
+    png: Annotated[bool, typer.Option("--png", help="Masks as PNG whatever the input.")] = False,
+    tile: Annotated[
+        int | None, typer.Option(help="Cut images with a longer side into tiles of so many px.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what is there of the same files, bundle and options.")
+    ] = False,
+    shard: Annotated[str | None, typer.Option(help="i/n: every n-th file, from the i-th.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON line a file on standard output.")] = False,
     expect_sha256: Annotated[
         str | None, typer.Option(help="Refuse any bundle but the one with this hash.")
     ] = None,
 ) -> None:
-    """Segment images into masks of their own size."""
+    """Segment files into masks of their own size and format.
+
+    Messages call a file by its place in the run, "input 3": names stay in OUT/results.jsonl.
+    """
     from samdistill.cli.case_progress import CaseProgress
-    from samdistill.inference import RESULTS, Record, gather, raise_for_failures, segment_files
+    from samdistill.inference import (
+        RESULTS,
+        Options,
+        Outcome,
+        Shard,
+        gather,
+        raise_for_failures,
+        segment_files,
+    )
+    from samdistill.inference.workers import share_threads
     from samdistill.predictor import Predictor, parse_mode
 
-    chosen = parse_mode(mode)
-    predictor = Predictor.load(bundle, device, runtime, threads=threads, expect_sha256=expect_sha256)
+    options = Options(parse_mode(mode), overlay, probabilities, contours, measurements, png, tile)
+    part = None if shard is None else Shard.parse(shard)
     sources = gather(inputs, out)
+    count = len(sources) if part is None else len(part.of(sources))
+    workers, threads_each = share_threads(count, device, threads)
+    predictor = Predictor.load(bundle, device, runtime, threads=threads_each, expect_sha256=expect_sha256)
     done = 0
     with CaseProgress("segmenting") as progress:
 
-        def tell(record: Record) -> None:
+        def tell(outcome: Outcome) -> None:
             nonlocal done
             done += 1
             if json:
-                print(record.to_json(), flush=True)
-            if record.status != "ok" and len(sources) > 1:
-                progress.on_message(f"failed: {record.error}")
-            progress.on_case(done, len(sources))
+                print(outcome.record.to_json(), flush=True)
+            if outcome.reason is not None and count > 1:
+                progress.on_message(f"failed: {outcome.reason}")
+            progress.on_case(done, count)
 
-        records = segment_files(predictor, sources, out, mode=chosen, overlay=overlay, tell=tell)
-    segmented = sum(record.status == "ok" for record in records)
+        summary = segment_files(
+            predictor,
+            sources,
+            out,
+            options=options,
+            shard=part,
+            resume=resume,
+            workers=workers,
+            batch=batch,
+            tell=tell,
+        )
+    segmented = summary.done + summary.kept
     if segmented and not json:
         meaning = ", ".join(f"{i} {name}" for i, name in enumerate(predictor.class_names, 1))
-        how = "one mask a class" if predictor.manifest.multi_label else f"pixel values: {meaning}"
-        print(f"{out}: {segmented} of {len(records)} images segmented ({how}), see {RESULTS}")
-    raise_for_failures(records)
+        how = "one mask a class" if predictor.manifest.multi_label else f"values: {meaning}"
+        kept = f", {summary.kept} of them by an earlier run" if summary.kept else ""
+        print(f"{out}: {segmented} of {count} files segmented{kept} ({how}), see {RESULTS}")
+    raise_for_failures(summary)

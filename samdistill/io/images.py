@@ -21,7 +21,7 @@ from PIL import ImageOps, UnidentifiedImageError
 
 from samdistill.arrays import describe
 from samdistill.errors import InputRejected
-from samdistill.io.files import atomic_write
+from samdistill.io.files import write_bytes
 
 Pixels = npt.NDArray[Any]  # (H, W) or (H, W, 3): uint8, uint16, int32 or float32
 
@@ -144,14 +144,20 @@ def write_png(path: Path, pixels: npt.NDArray[Any]) -> None:
     ValueError
         When shape or dtype differ.
     """
+    write_bytes(path, png_bytes(pixels))
+
+
+def png_bytes(pixels: npt.NDArray[Any]) -> bytes:
+    """Encode a PNG; see `write_png`."""
     grey = pixels.ndim == 2 and pixels.dtype in (np.uint8, np.uint16)
     colour = pixels.ndim == 3 and pixels.shape[2:] == (3,) and pixels.dtype == np.uint8
     if not (grey or colour) or 0 in pixels.shape:
         raise ValueError(
             f"pixels must be uint8 (H, W) or (H, W, 3) or uint16 (H, W), not {describe(pixels)}."
         )
-    with atomic_write(path) as temporary:
-        PillowImage.fromarray(np.ascontiguousarray(pixels)).save(temporary, format="PNG")
+    buffer = io.BytesIO()
+    PillowImage.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def write_mask(path: Path, mask: npt.NDArray[Any]) -> None:
@@ -169,9 +175,14 @@ def write_mask(path: Path, mask: npt.NDArray[Any]) -> None:
     ValueError
         When shape or dtype differ.
     """
+    write_bytes(path, mask_bytes(mask))
+
+
+def mask_bytes(mask: npt.NDArray[Any]) -> bytes:
+    """Encode a mask as PNG; see `write_mask`."""
     if mask.ndim != 2 or mask.dtype not in (np.bool_, np.uint8, np.uint16):
         raise ValueError(f"mask must be bool, uint8 or uint16 (H, W), not {describe(mask)}.")
-    write_png(path, mask.astype(np.uint8) * np.uint8(255) if mask.dtype == np.bool_ else mask)
+    return png_bytes(mask.astype(np.uint8) * np.uint8(255) if mask.dtype == np.bool_ else mask)
 
 
 @contextmanager

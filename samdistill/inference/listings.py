@@ -1,0 +1,104 @@
+"""One table and one annotation file for a whole run, made line by line of its results at the end."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from samdistill.inference.outputs import Options
+from samdistill.inference.records import RESULTS
+from samdistill.io.contours import coco_annotation
+from samdistill.io.files import atomic_write
+from samdistill.io.measurements import Measurement
+
+MEASUREMENTS, COCO = "measurements.csv", "coco.json"
+Naming = Callable[[str], str]
+
+
+def remove_listings(out: Path, name: Naming) -> None:
+    """Remove what an earlier run left, which speaks of other outputs."""
+    for file in (MEASUREMENTS, COCO):
+        (out / name(file)).unlink(missing_ok=True)
+
+
+def write_listings(out: Path, name: Naming, class_names: Sequence[str], options: Options) -> None:
+    """Write measurements.csv and coco.json, as far as they are wanted.
+
+    Parameters
+    ----------
+    out
+        The output folder, with a finished results.jsonl.
+    name
+        What files of this run are called; shards have names of their own.
+    class_names
+        In channel order.
+    options
+        What is wanted.
+    """
+    results = out / name(RESULTS)
+    if options.measurements:
+        with atomic_write(out / name(MEASUREMENTS)) as temporary:
+            _write_csv(temporary, _done(results))
+    if options.contours:
+        with atomic_write(out / name(COCO)) as temporary:
+            _write_coco(temporary, _done(results), out, class_names)
+
+
+def _done(results: Path) -> Iterator[dict[str, Any]]:
+    with results.open(encoding="utf-8") as lines:
+        for line in lines:
+            record = json.loads(line)
+            if record["status"] == "ok":
+                yield record
+
+
+def _write_csv(path: Path, records: Iterator[dict[str, Any]]) -> None:
+    columns = ["input", "image", "class", *(one.name for one in fields(Measurement))]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, columns)
+        table.writeheader()
+        for record in records:
+            table.writerows({"input": record["input"], **row} for row in record["measurements"])
+
+
+def _write_coco(path: Path, records: Iterator[dict[str, Any]], out: Path, class_names: Sequence[str]) -> None:
+    """Images go into the file as they come, annotations into one beside it that is copied in at the end."""
+    beside = path.with_name(f"{path.name}.annotations")
+    categories = [{"id": class_id, "name": one} for class_id, one in enumerate(class_names, 1)]
+    images = annotations = 0
+    try:
+        with path.open("w", encoding="utf-8") as file, beside.open("w+", encoding="utf-8") as rest:
+            file.write('{"categories": ' + json.dumps(categories) + ', "images": [')
+            for record in records:
+                found = json.loads((out / record["contours"]).read_text(encoding="utf-8"))
+                height, width = found["image_size"]["height"], found["image_size"]["width"]
+                first = images + 1
+                for index in range(found["images"]):
+                    entry = {
+                        "id": first + index,
+                        "file_name": record["input"],
+                        "height": height,
+                        "width": width,
+                    }
+                    if found["images"] > 1:
+                        entry["index"] = index
+                    file.write(("," if images else "") + "\n" + json.dumps(entry))
+                    images += 1
+                for one in found["features"]:
+                    image_id = first + one["properties"].get("image", 0)
+                    annotation = coco_annotation(
+                        one, (height, width), annotation_id=annotations + 1, image_id=image_id
+                    )
+                    rest.write(("," if annotations else "") + "\n" + json.dumps(annotation))
+                    annotations += 1
+            file.write('],\n"annotations": [')
+            rest.seek(0)
+            for line in rest:
+                file.write(line)
+            file.write("]}\n")
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,198 @@
+"""What is written for each file, where, and what an earlier run left there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+from samdistill._version import __version__
+from samdistill.errors import UsageError
+from samdistill.inference.records import Record
+from samdistill.inference.sources import Source
+from samdistill.io.files import sha256_file
+from samdistill.io.stack import Format, format_of, stem
+from samdistill.predictor import Mode, Predictor
+
+OVERLAYS, PROBABILITIES, CONTOURS = "overlays", "probabilities", "contours"
+SEGMENTS, LABELS = "segments", "labels"
+SMALLEST_TILE_PX = 64
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")  # of a killed process, see io.files
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is wanted of each file.
+
+    Attributes
+    ----------
+    mode
+        "fast", "refine" or "auto", as the bundle can.
+    overlay, probabilities, contours, measurements
+        Whether to write them beside the masks.
+    png
+        Masks as PNG whatever the input; it must then hold one image.
+    tile_px
+        Images of which a side is longer are cut into overlapping tiles of this side; None: never.
+    """
+
+    mode: Mode = "fast"
+    overlay: bool = False
+    probabilities: bool = False
+    contours: bool = False
+    measurements: bool = False
+    png: bool = False
+    tile_px: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.tile_px is not None and self.tile_px < SMALLEST_TILE_PX:
+            raise UsageError(f"tile must be at least {SMALLEST_TILE_PX} px, not {self.tile_px}.")
+        if self.tile_px is not None and self.mode != "fast":
+            raise UsageError(f"mode must be fast where tiles are cut, not {self.mode}.")
+
+    def settings(self, predictor: Predictor) -> dict[str, str]:
+        """Everything beside file and bundle that the outputs depend on, name -> value."""
+        wanted = {key: json.dumps(value).strip('"') for key, value in asdict(self).items()}
+        return {
+            **wanted,
+            "runtime": predictor.runtime,
+            "provider": predictor.provider,
+            "samdistill": __version__,
+        }
+
+
+def settings_sha256(settings: Mapping[str, str]) -> str:
+    """Name a set of settings by its hash."""
+    return hashlib.sha256(json.dumps(dict(sorted(settings.items()))).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where the outputs of a file go, wanted or not.
+
+    Attributes
+    ----------
+    masks
+        Class name -> file where classes may overlap, else "labels" -> the one file; of DICOM "segments".
+    probabilities
+        Class name, or "segments", -> file.
+    overlay, contours
+        Files.
+    """
+
+    masks: dict[str, Path]
+    probabilities: dict[str, Path]
+    overlay: Path
+    contours: Path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        return *self.masks.values(), *self.probabilities.values(), self.overlay, self.contours
+
+    def remove(self) -> None:
+        """Remove what is there of them."""
+        for file in self.files:
+            file.unlink(missing_ok=True)
+
+
+def outputs_of(
+    relative: PurePosixPath, kind: Format, out: Path, predictor: Predictor, options: Options
+) -> Outputs:
+    """Name the outputs of a file of this format."""
+    name = stem(str(relative))
+    of_maps = {"picture": ".png", "nifti": ".nii", "dicom": ".dcm"}[kind]
+    if relative.name.lower().endswith(".nii.gz"):
+        of_maps = ".nii.gz"
+    suffix = ".png" if options.png else of_maps
+    if suffix == ".dcm":
+        masks = {SEGMENTS: out / f"{name}.dcm"}
+    elif predictor.manifest.multi_label:
+        masks = {label: out / label / f"{name}{suffix}" for label in predictor.class_names}
+    else:
+        masks = {LABELS: out / f"{name}{suffix}"}
+    if of_maps == ".dcm":
+        maps = {SEGMENTS: out / PROBABILITIES / f"{name}.dcm"}
+    else:
+        maps = {label: out / PROBABILITIES / label / f"{name}{of_maps}" for label in predictor.class_names}
+    return Outputs(masks, maps, out / OVERLAYS / f"{name}.png", out / CONTOURS / f"{name}.geojson")
+
+
+def plan(
+    sources: Sequence[Source], out: Path, predictor: Predictor, options: Options
+) -> dict[Source, Outputs]:
+    """Decide where the outputs of each file go.
+
+    Raises
+    ------
+    UsageError
+        When two files would write one, or a file would be written over.
+    """
+    readable = [source for source in sources if source.problem is None]
+    taken: dict[Path, Source] = {}
+    inputs = {source.path.resolve(): source for source in readable}
+    outputs: dict[Source, Outputs] = {}
+    for source in readable:
+        kind = format_of(source.path) or "picture"
+        outputs[source] = outputs_of(source.relative, kind, out, predictor, options)
+        for file in outputs[source].files:
+            other = taken.get(file)
+            if other is source:
+                raise UsageError(
+                    f"no class may be named {file.relative_to(out).parts[0]!r}: its masks would lie where "
+                    "other outputs do. Rename the class and export the run again."
+                )
+            if other is not None:
+                raise UsageError(
+                    f"{other.path} and {source.path} must not have one output: both would write {file}. "
+                    "Rename one, or segment them into two folders."
+                )
+            taken[file] = source
+            over = inputs.get(file.resolve())
+            if over is not None:
+                raise UsageError(f"--out must not lead to an input: {over.path} would be written over.")
+    return outputs
+
+
+def still_holds(record: Record | None, source: Source, out: Path, bundle_sha256: str, settings: str) -> bool:
+    """Whether an earlier record is of these very bytes, bundle and settings, and its files are whole."""
+    if record is None or (record.bundle_sha256, record.settings_sha256) != (bundle_sha256, settings):
+        return False
+    try:
+        if sha256_file(source.path) != record.input_sha256:
+            return False
+        return all(sha256_file(out / file) == sha256 for file, sha256 in (record.files or {}).items())
+    except OSError:
+        return False
+
+
+def remove_stale(
+    sources: Iterable[Source], outputs: Mapping[Source, Outputs], out: Path, predictor: Predictor,
+    options: Options,
+) -> None:  # fmt: skip
+    """Remove what earlier runs left under the names of these sources, and half files of killed ones.
+
+    Of a file that is missing now the outputs go too, so that they do not stay beside its failure; but never a
+    file that is an input.
+    """
+    inputs = {source.path.resolve() for source in outputs}
+    names: dict[Path, set[str]] = {}
+    for source in sources:
+        if source in outputs:
+            outputs[source].remove()
+            for file in outputs[source].files:
+                names.setdefault(file.parent, set()).add(file.name)
+        else:
+            kind = format_of(source.path)
+            if kind is not None:
+                left = outputs_of(PurePosixPath(source.path.name), kind, out, predictor, options)
+                if not any(file.resolve() in inputs for file in left.files):
+                    left.remove()
+    for folder, known in names.items():
+        for file in folder.glob(".*.tmp"):
+            match = _LEFTOVER.fullmatch(file.name)
+            if match is not None and match["name"] in known:
+                file.unlink(missing_ok=True)

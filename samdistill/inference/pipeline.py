@@ -1,0 +1,408 @@
+"""Segments files into files: several workers at once, bounded memory, records in order.
+
+A worker takes a few files, reads them, has them segmented together and writes what was found; while one
+waits for the network or the disk the others decode and encode. A file that cannot be segmented is recorded as
+failed and never gets a mask; the others go on. Knows no network and no terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import re
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Event
+
+from samdistill._version import __version__
+from samdistill.errors import InputRejected, SamdistillError, SomeInputsFailed
+from samdistill.inference.cases import Case
+from samdistill.inference.listings import remove_listings, write_listings
+from samdistill.inference.outputs import Options, Outputs, plan, remove_stale, settings_sha256, still_holds
+from samdistill.inference.records import (
+    AUDIT,
+    RESULTS,
+    Audit,
+    Outcome,
+    Record,
+    Summary,
+    Tell,
+    earlier_records,
+    journal,
+)
+from samdistill.inference.sources import Shard, Source
+from samdistill.inference.tiles import segment_in_tiles
+from samdistill.io.stack import LIBRARIES, format_of, open_stack, read_content
+from samdistill.predictor import Pixels, Predictor, Segmentation
+
+BATCH = 8
+BATCH_PIXELS = 1 << 22  # of the images a worker holds at once, the last one not counted
+WAITING = 2  # groups a worker may be ahead
+
+
+def segment_files(
+    predictor: Predictor,
+    sources: Sequence[Source],
+    out: Path,
+    *,
+    options: Options | None = None,
+    shard: Shard | None = None,
+    resume: bool = False,
+    workers: int = 1,
+    batch: int = BATCH,
+    tell: Tell = lambda outcome: None,
+) -> Summary:
+    """Segment files into files.
+
+    Parameters
+    ----------
+    predictor
+        The opened bundle.
+    sources
+        As `gather` finds them.
+    out
+        Masks go to `<out>/<relative path>` in the input's format, see docs/formats.md; results.jsonl and
+        audit.jsonl beside them.
+    options
+        What is wanted; None: the masks.
+    shard
+        Which part of the sources; the lists then bear its name.
+    resume
+        Keep what an earlier run made of the same bytes with the same bundle and settings.
+    workers
+        Threads that read, segment and write.
+    batch
+        At most so many images in one call of the network.
+    tell
+        Gets what came of each file, in order, as soon as it is there.
+
+    Returns
+    -------
+    Summary
+        How many of what.
+
+    Raises
+    ------
+    UsageError
+        For a mode the bundle cannot do, and as `plan`; before anything is written or removed.
+    ModuleNotFoundError
+        When a file's format needs a library that is not installed; likewise.
+    """
+    options = options or Options()
+    predictor.require_mode(options.mode)
+    outputs = plan(sources, out, predictor, options)
+    if shard is not None:
+        sources = shard.of(sources)
+        outputs = {source: outputs[source] for source in sources if source in outputs}
+    _require_libraries(sources)
+    out.mkdir(parents=True, exist_ok=True)
+    run = _Run(predictor, out, options, outputs)
+    kept = _kept(run, sources) if resume else {}
+    fresh = [source for number, source in enumerate(sources, 1) if number not in kept]
+    remove_stale(fresh, outputs, out, predictor, options)
+
+    def name(file: str) -> str:
+        return file if shard is None else file.replace(".", f"-{shard}.", 1)
+
+    if shard is None:
+        for file in out.glob("results-*-of-*.jsonl"):
+            file.unlink()
+    remove_listings(out, name)
+    summary = Summary(len(sources))
+    audit = Audit(out / name(AUDIT), run.facts)
+    try:
+        with journal(out / name(RESULTS), kept) as lines, warnings.catch_warnings():
+            # What pydicom and highdicom warn of may quote a patient's name.
+            warnings.simplefilter("ignore")
+
+            def settle(outcome: Outcome) -> None:
+                if outcome.exit != "kept":
+                    lines.add(outcome.number, outcome.record)
+                audit.add(outcome)
+                summary.count(outcome)
+                tell(outcome)
+
+            _work(run, sources, kept, workers, batch, settle)
+    finally:
+        audit.close()
+    write_listings(out, name, predictor.class_names, options)
+    return summary
+
+
+def raise_for_failures(summary: Summary) -> None:
+    """End a run in which something failed.
+
+    Raises
+    ------
+    InputRejected
+        When all failed; with the reason when there was only one.
+    SomeInputsFailed
+        When some of several failed.
+    """
+    if not summary.failed:
+        return
+    if summary.total == 1:
+        raise InputRejected(summary.reason or "the input failed.")
+    if summary.failed == summary.total:
+        raise InputRejected(f"all {summary.total} inputs failed.")
+    raise SomeInputsFailed(f"{summary.failed} of {summary.total} inputs failed; the others are done.")
+
+
+class _Run:
+    """What all files of a run have in common."""
+
+    def __init__(
+        self, predictor: Predictor, out: Path, options: Options, outputs: dict[Source, Outputs]
+    ) -> None:
+        self.predictor, self.out, self.options, self.outputs = predictor, out, options, outputs
+        self.settings = options.settings(predictor)
+        self.settings_sha256 = settings_sha256(self.settings)
+        self.stop = Event()
+        self.facts = {
+            "bundle_sha256": predictor.bundle_sha256,
+            "mode": options.mode,
+            "engine": predictor.runtime,
+            "provider": predictor.provider,
+            "settings_sha256": self.settings_sha256,
+            "versions": _versions(predictor),
+        }
+
+
+@dataclass
+class _Job:
+    """One file on its way."""
+
+    number: int
+    source: Source
+    case: Case | None = None
+    record: Record | None = None
+    timings_ms: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "segment": 0.0, "write": 0.0})
+
+
+def _work(
+    run: _Run,
+    sources: Sequence[Source],
+    kept: dict[int, Record],
+    workers: int,
+    batch: int,
+    settle: Callable[[Outcome], None],
+) -> None:
+    """Hand groups of files to the workers, and settle what came of them in order."""
+    waiting: deque[Future[list[Outcome]]] = deque()
+    pool = ThreadPoolExecutor(workers, "samdistill")
+    try:
+        for group in _groups(sources, kept, max(1, min(batch, len(sources) // (2 * workers)))):
+            waiting.append(pool.submit(_segment_group, run, group, kept))
+            if len(waiting) > WAITING * workers:
+                for outcome in waiting.popleft().result():
+                    settle(outcome)
+        while waiting:
+            for outcome in waiting.popleft().result():
+                settle(outcome)
+    except BaseException:
+        # Interrupted: what is being written is finished, nothing else is begun, and what is done is listed.
+        run.stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+        for future in waiting:
+            if not future.cancelled() and future.exception() is None:
+                for outcome in future.result():
+                    settle(outcome)
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _groups(
+    sources: Sequence[Source], kept: dict[int, Record], size: int
+) -> Iterator[list[tuple[int, Source]]]:
+    """Numbered sources in groups; kept ones cost nothing, and do not count."""
+    group: list[tuple[int, Source]] = []
+    costly = 0
+    for number, source in enumerate(sources, 1):
+        group.append((number, source))
+        costly += number not in kept
+        if costly == size or len(group) == 16 * size:
+            yield group
+            group, costly = [], 0
+    if group:
+        yield group
+
+
+def _segment_group(run: _Run, group: list[tuple[int, Source]], kept: dict[int, Record]) -> list[Outcome]:
+    """Segment some files; those of one image go through the network together."""
+    outcomes: dict[int, Outcome] = {}
+    held: list[tuple[_Job, Pixels]] = []
+
+    def flush() -> None:
+        for job, answer in _segment_singles(run, held):
+            outcomes[job.number] = answer
+        held.clear()
+
+    for number, source in group:
+        if run.stop.is_set():
+            break
+        if number in kept:
+            outcomes[number] = Outcome(number, kept[number], None, "kept", {})
+            continue
+        job = _Job(number, source)
+        try:
+            case = _open(run, job)
+            if len(case.stack) == 1 and not _needs_tiles(run, case):
+                with _timed(job, "read"):
+                    held.append((job, case.stack.image()))
+            else:
+                _segment_stack(run, job, case)
+                outcomes[number] = _written(run, job)
+        except Exception as error:  # noqa: BLE001  (no file stops the rest)
+            outcomes[number] = _failed(run, job, error)
+        if len(held) and sum(pixels.shape[0] * pixels.shape[1] for _, pixels in held) > BATCH_PIXELS:
+            flush()
+    flush()
+    return [outcomes[number] for number, _ in group if number in outcomes]
+
+
+def _open(run: _Run, job: _Job) -> Case:
+    """Read a file's bytes and header."""
+    source, predictor = job.source, run.predictor
+    job.record = Record(str(source.relative), "failed", predictor.bundle_sha256, run.options.mode)
+    if source.problem is not None:
+        raise InputRejected(source.problem)
+    with _timed(job, "read"):
+        content = read_content(source.path)
+        sha256 = hashlib.sha256(content).hexdigest()
+        job.record = replace(job.record, input_sha256=sha256, settings_sha256=run.settings_sha256)
+        stack = open_stack(source.path, content)
+        job.case = Case(stack, sha256, run.outputs[source], run.options, predictor)
+    return job.case
+
+
+def _segment_singles(run: _Run, held: list[tuple[_Job, Pixels]]) -> Iterator[tuple[_Job, Outcome]]:
+    """Segment images together; where that fails, one by one, so that each failure is its own file's."""
+    if not held or run.stop.is_set():
+        return
+    started = time.perf_counter()
+    try:
+        answers: list[Segmentation | None] = list(_predict(run, [pixels for _, pixels in held]))
+    except (SamdistillError, ValueError, MemoryError):
+        answers = [None] * len(held)
+    share = (time.perf_counter() - started) * 1000 / len(held)
+    for (job, pixels), answer in zip(held, answers, strict=True):
+        if run.stop.is_set():
+            return
+        job.timings_ms["segment"] += share
+        try:
+            assert job.case is not None
+            job.case.add(0, pixels, answer or _predict(run, [pixels])[0])
+            yield job, _written(run, job)
+        except Exception as error:  # noqa: BLE001
+            yield job, _failed(run, job, error)
+
+
+def _segment_stack(run: _Run, job: _Job, case: Case) -> None:
+    """Segment the images of one file, some at a time."""
+    height, width = case.stack.size
+    together = max(1, min(BATCH, BATCH_PIXELS // (height * width)))
+    for start in range(0, len(case.stack), together):
+        indices = range(start, min(start + together, len(case.stack)))
+        with _timed(job, "read"):
+            images = [case.stack.image(index) for index in indices]
+        with _timed(job, "segment"):
+            for index, pixels, answer in zip(indices, images, _predict(run, images), strict=True):
+                case.add(index, pixels, answer)
+
+
+def _predict(run: _Run, images: list[Pixels]) -> list[Segmentation]:
+    tile = run.options.tile_px
+    if tile is not None and max(images[0].shape[:2]) > tile:
+        return [segment_in_tiles(run.predictor, pixels, tile) for pixels in images]
+    return run.predictor.predict_batch(images, run.options.mode, batch_size=len(images))
+
+
+def _needs_tiles(run: _Run, case: Case) -> bool:
+    return run.options.tile_px is not None and max(case.stack.size) > run.options.tile_px
+
+
+def _written(run: _Run, job: _Job) -> Outcome:
+    """Write a file's outputs; on any failure none of them is left."""
+    assert job.case is not None
+    assert job.record is not None
+    try:
+        with _timed(job, "write"):
+            record = job.case.write(run.out, job.record, run.settings)
+    except BaseException:
+        run.outputs[job.source].remove()
+        raise
+    finally:
+        job.case = None
+    record = replace(record, latency_ms=round(sum(job.timings_ms.values()), 3))
+    return Outcome(job.number, record, None, "ok", job.timings_ms)
+
+
+def _failed(run: _Run, job: _Job, error: Exception) -> Outcome:
+    """Record a failure twice: with the file's name for results.jsonl, without any for messages."""
+    job.case = None
+    path = str(job.source.path)
+    if isinstance(error, MemoryError):
+        reason = f"{path}: there is not enough memory for it."
+    elif isinstance(error, OSError):
+        reason = f"{path}: {error.strerror or type(error).__name__}."
+    elif isinstance(error, (SamdistillError, ValueError)):
+        reason = str(error) if path in str(error) else f"{path}: {error}"
+    else:
+        reason = f"{path}: internal error, {type(error).__name__}."
+    known = isinstance(error, (SamdistillError, ValueError, OSError, MemoryError))
+    record = job.record or Record(
+        str(job.source.relative), "failed", run.predictor.bundle_sha256, run.options.mode
+    )
+    nameless = reason.replace(path, f"input {job.number}")
+    if re.search(rf"(?<!\w){re.escape(job.source.path.name)}(?!\w)", nameless):
+        nameless = f"input {job.number} failed."
+    kind = type(error).__name__ if known else f"internal error {type(error).__name__}"
+    return Outcome(job.number, replace(record, error=reason), nameless, kind, job.timings_ms)
+
+
+def _kept(run: _Run, sources: Sequence[Source]) -> dict[int, Record]:
+    """Records of an earlier run that still hold, by the number of their source."""
+    earlier = earlier_records(run.out)
+    kept = {}
+    for number, source in enumerate(sources, 1):
+        record = earlier.get(str(source.relative))
+        if source in run.outputs and record is not None and still_holds(
+            record, source, run.out, run.predictor.bundle_sha256, run.settings_sha256
+        ):  # fmt: skip
+            kept[number] = record
+    return kept
+
+
+def _require_libraries(sources: Sequence[Source]) -> None:
+    """Make sure, before anything is done, that every file's format can be read."""
+    for kind in {format_of(source.path) for source in sources if source.problem is None} - {None}:
+        assert kind is not None
+        for library in LIBRARIES[kind]:
+            if importlib.util.find_spec(library) is None:
+                raise ModuleNotFoundError(f"No module named {library!r}", name=library)
+
+
+def _versions(predictor: Predictor) -> dict[str, str]:
+    from importlib import metadata
+
+    versions = {"samdistill": __version__}
+    for library in (predictor.runtime, "numpy", "pillow", "pydicom", "highdicom", "nibabel"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[library] = metadata.version(library)
+    return versions
+
+
+@contextlib.contextmanager
+def _timed(job: _Job, what: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        job.timings_ms[what] += (time.perf_counter() - started) * 1000

@@ -1,0 +1,124 @@
+"""Which files are to be segmented: files, folders, patterns; and one machine's part of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from samdistill.errors import UsageError
+from samdistill.io.stack import format_of
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file to segment.
+
+    Attributes
+    ----------
+    path
+        The file.
+    relative
+        What its outputs are named after: its path below the folder it was found in, or below the fixed part
+        of the pattern; its name where it was given itself.
+    problem
+        Why there is nothing to read; None where there is.
+    """
+
+    path: Path
+    relative: PurePosixPath
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several parts of the inputs: every `count`-th, starting with the `index`-th of 1..count."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read "i/n".
+
+        Raises
+        ------
+        UsageError
+            When it is none, or i is not one of 1..n.
+        """
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise UsageError(f"shard must be i/n with i one of 1..n, as 1/4, not {text!r}.")
+        return cls(int(match[1]), int(match[2]))
+
+    def of(self, sources: Sequence[Source]) -> list[Source]:
+        """The part."""
+        return list(sources[self.index - 1 :: self.count])
+
+    def __str__(self) -> str:
+        return f"{self.index}-of-{self.count}"
+
+
+def gather(inputs: Sequence[str], out: Path) -> list[Source]:
+    """Find the files.
+
+    Parameters
+    ----------
+    inputs
+        Files, folders (searched through, hidden names left out; of a data folder its images/) and patterns
+        with * ? [ ] or **.
+    out
+        The output folder; what lies in it is no input.
+
+    Returns
+    -------
+    list
+        In the order given, folders and patterns sorted; each file once. An input that is nothing, or holds no
+        picture, is there with its `problem`.
+    """
+    sources: dict[tuple[Path, PurePosixPath], Source] = {}
+    inside = out.resolve()
+    for text in inputs:
+        given = Path(text)
+        if given.is_dir():
+            root = given / "images" if (given / "images").is_dir() else given
+            found = _walk(root)
+        elif given.exists():
+            root, found = given.parent, [given]
+        else:
+            root, pattern = _split_pattern(given)
+            matches = sorted(root.glob(pattern)) if pattern else []
+            found = [file for file in matches if file.is_file() and _is_input(file, file.relative_to(root))]
+        if not given.is_file():
+            found = [file for file in found if not file.resolve().is_relative_to(inside)]
+        for file in found:
+            relative = PurePosixPath(file.relative_to(root).as_posix())
+            sources.setdefault((file.resolve(), relative), Source(file, relative))
+        if not found:
+            problem = f"{text} holds no picture." if given.is_dir() else f"{text} does not exist."
+            sources[given, PurePosixPath(text)] = Source(given, PurePosixPath(text), problem)
+    return list(sources.values())
+
+
+def _walk(root: Path) -> list[Path]:
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = [Path(folder, name) for name in sorted(names)]
+        found += [path for path in paths if _is_input(path, Path(path.name))]
+    return found
+
+
+def _is_input(path: Path, relative: Path) -> bool:
+    hidden = any(part.startswith(".") for part in relative.parts)
+    return not hidden and format_of(path) is not None
+
+
+def _split_pattern(path: Path) -> tuple[Path, str]:
+    """The folders before the first part with a wildcard, and the rest; an empty rest where there is none."""
+    for place, part in enumerate(path.parts):
+        if any(sign in part for sign in "*?["):
+            return Path(*path.parts[:place]), "/".join(path.parts[place:])
+    return path.parent, ""
