@@ -48,7 +48,7 @@ def main() -> None:
         _, export_s = samdistill("export", run, "--out", bundle)
         answer, evaluate_s = samdistill("evaluate", bundle, arguments.data, "--json")
         record = json.loads((run / "run.json").read_text())
-        parity = json.loads((bundle / "manifest.json").read_text())["parity"]
+        parity = json.loads((bundle / "manifest.json").read_text())["engines"][0]["parity"]
     scores = json.loads(answer)
     result = {
         "machine": machine(),

@@ -14,18 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
 
 from torch import nn
 
+from samdistill import prompts as prompting
 from samdistill._version import __version__
-from samdistill.arrays import Image
 from samdistill.errors import InputRejected, UsageError
-from samdistill.export.golden import make_golden
 from samdistill.export.model_card import model_card
-from samdistill.export.onnx import INPUT, OPSET, OUTPUT, export_onnx
-from samdistill.export.parity import ParityReport, measure
-from samdistill.intensity import IntensityRule
+from samdistill.export.parity import ParityReport
+from samdistill.export.pieces import Progress, Silent, Source, student_piece, teacher_piece, teacher_record
 from samdistill.io.dataset import Case
 from samdistill.io.files import atomic_folder
 from samdistill.manifest import (
@@ -33,66 +30,21 @@ from samdistill.manifest import (
     SCHEMA,
     ClassInfo,
     FileRecord,
-    GoldenRecord,
     InputContract,
     Manifest,
-    ModelRecord,
     Models,
     Normalisation,
 )
+from samdistill.prompts import PromptConfig
 from samdistill.report.overlay import class_colour
-from samdistill.runtime import open_engine
+from samdistill.teacher import Teacher, load_teacher
+from samdistill.teacher.checkpoints import KNOWN
 from samdistill.verify import Verification, verify
 
-STUDENT, MODEL_CARD = "student.onnx", "MODEL_CARD.md"
-GOLDEN_DIFFERENCE = 0.002  # of a probability; engines of one precision differ by less than 1e-4
-GOLDEN_CHANGED = 0.001  # of an image's pixels
+__all__ = ["Published", "Silent", "Source", "check_target", "export_run", "publish"]
+
+MODEL_CARD = "MODEL_CARD.md"
 VERSIONS_OF = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "numpy", "pillow")
-
-
-class Progress(Protocol):
-    """Is told how publishing goes on."""
-
-    def on_message(self, text: str) -> None:
-        """A new step begins."""
-        ...
-
-    def on_case(self, done: int, total: int) -> None:
-        """Images compared so far."""
-        ...
-
-
-class Silent:
-    """A Progress that says nothing."""
-
-    def on_message(self, text: str) -> None:
-        """Say nothing."""
-
-    def on_case(self, done: int, total: int) -> None:
-        """Say nothing."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A student and what has to be known of it.
-
-    Attributes
-    ----------
-    student
-        In eval mode on the CPU: uint8 (N, 3, H, W) in, float32 logits (N, C, H, W) out; its buffers `mean`
-        and `std` are its normalisation, units 0..255.
-    class_names, multi_label, intensity, size
-        The contract it was trained with.
-    provenance
-        Of its training, plain values, without a path or file name.
-    """
-
-    student: nn.Module
-    class_names: tuple[str, ...]
-    multi_label: bool
-    intensity: IntensityRule
-    size: int
-    provenance: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -107,14 +59,16 @@ class Published:
         Its hash, for `expect_sha256`.
     bytes
         Of all its files.
-    parity, verification
-        What the two gates found.
+    parity
+        What the gate against PyTorch found, a report an engine.
+    verification
+        What `verify` found.
     """
 
     path: Path
     sha256: str
     bytes: int
-    parity: ParityReport
+    parity: tuple[ParityReport, ...]
     verification: Verification
 
 
@@ -122,6 +76,8 @@ def export_run(
     run: Path | str,
     out: Path | str,
     *,
+    teacher: str | None = "tiny",
+    prompts: PromptConfig = prompting.MINE,
     data: Path | None = None,
     force: bool = False,
     name: str | None = None,
@@ -134,13 +90,15 @@ def export_run(
     ----------
     run
         The run's folder.
+    teacher
+        Name or path for `load_teacher`, or None.
     data
         Where the run's data lie now; None takes the place the run recorded.
 
     Raises
     ------
     InputRejected
-        When the run cannot be read or its validation images are not to be found.
+        When the run or the teacher cannot be read, or the run's validation images are not to be found.
     """
     from samdistill.train.run import Run
 
@@ -158,6 +116,8 @@ def export_run(
         source,
         opened.validation_cases(data),
         Path(out),
+        teacher=None if teacher is None else load_teacher(teacher),
+        prompts=prompts,
         force=force,
         name=name,
         licence=licence,
@@ -170,12 +130,14 @@ def publish(
     cases: Sequence[Case],
     out: Path,
     *,
+    teacher: Teacher | None = None,
+    prompts: PromptConfig = prompting.MINE,
     force: bool = False,
     name: str | None = None,
     licence: str = "not stated",
     progress: Progress | None = None,
 ) -> Published:
-    """Export a student, prove the export, and put the bundle in its place.
+    """Export a student, and a teacher beside it; prove the export and put the bundle in its place.
 
     Parameters
     ----------
@@ -185,19 +147,23 @@ def publish(
         Validation images for the parity gate; at least one. Nothing of them enters the bundle.
     out
         The bundle's folder.
+    teacher
+        On the CPU; None leaves it out.
+    prompts
+        How the student's probability maps become the teacher's prompts.
     force
         Replace a bundle that is there; anything else there is never touched.
     name
         Of the bundle, for people; None takes the folder's.
     licence
-        Under which the weights may be used.
+        Under which the student's weights may be used.
 
     Raises
     ------
     UsageError
         When something is in the way.
     ParityError
-        When the exported network does not do what the student does.
+        When an exported network does not do what the original does.
     BundleError
         When the finished bundle does not verify.
     """
@@ -206,32 +172,13 @@ def publish(
     if not cases:
         raise InputRejected("the run must have validation images for the parity gate, and has none.")
     thresholds = (0.5,) * len(source.class_names)
-    progress.on_message("exporting the student to ONNX")
-    model = export_onnx(source.student)
-    progress.on_message(f"comparing with PyTorch on {len(cases)} validation images")
-    parity = measure(
-        source.student,
-        open_engine(model),
-        (_pixels(case, source.intensity) for case in cases),
-        size=source.size,
-        thresholds=thresholds,
-        multi_label=source.multi_label,
-        tell=lambda done: progress.on_case(done, len(cases)),
-    )
-    parity.require()
-    progress.on_message("making golden cases")
-    files: dict[str, bytes] = {STUDENT: model}
-    golden = []
-    for kind, (origin, case) in make_golden(
-        source.student,
-        size=source.size,
-        intensity=source.intensity,
-        thresholds=thresholds,
-        multi_label=source.multi_label,
-    ).items():
-        file = f"golden/{kind}.npz"
-        files[file] = case.to_npz()
-        golden.append(GoldenRecord(kind, file, origin, GOLDEN_DIFFERENCE, GOLDEN_CHANGED))
+    pieces = [student_piece(source, cases, thresholds=thresholds, progress=progress)]
+    record = None
+    if teacher is not None:
+        record = teacher_record(teacher, licence_of(teacher))
+        pieces.append(teacher_piece(teacher, record, cases, source.intensity, progress=progress))
+    files = {path: content for piece in pieces for path, content in piece.files.items()}
+    networks = {part: model for piece in pieces for part, model in piece.models.items()}
     manifest = Manifest(
         schema=SCHEMA,
         name=name or out.name,
@@ -243,22 +190,16 @@ def publish(
         input=InputContract(size=source.size),
         intensity=source.intensity,
         normalisation=_normalisation(source.student),
-        models=Models(
-            ModelRecord(
-                STUDENT,
-                OPSET,
-                sum(p.numel() for p in source.student.parameters()),
-                input=INPUT,
-                output=OUTPUT,
-            )
-        ),
-        golden=tuple(golden),
+        models=Models(**networks),
+        golden=tuple(case for piece in pieces for case in piece.golden),
         files=(*(_record(path, content) for path, content in files.items()), _record(MODEL_CARD, b"")),
         versions=_versions(),
         provenance=source.provenance,
-        parity=parity.to_dict(),
+        engines=tuple(engine for piece in pieces for engine in piece.engines),
         licence=licence,
         model_card=MODEL_CARD,
+        teacher=record,
+        prompts=None if record is None else prompts,
     )
     files[MODEL_CARD] = model_card(manifest).encode()
     manifest = replace(manifest, files=tuple(_record(path, files[path]) for path in sorted(files)))
@@ -277,7 +218,8 @@ def publish(
         if staging != out:
             shutil.rmtree(staging, ignore_errors=True)
     size = sum(len(content) for content in files.values())
-    return Published(out, verification.bundle_sha256, size, parity, verification)
+    reports = tuple(report for piece in pieces for report in piece.parity)
+    return Published(out, verification.bundle_sha256, size, reports, verification)
 
 
 def check_target(out: Path, *, force: bool) -> None:
@@ -303,14 +245,6 @@ def check_target(out: Path, *, force: bool) -> None:
     raise UsageError(f"{out} must be a new place for a bundle; what is there is no bundle and stays.")
 
 
-def _pixels(case: Case, intensity: IntensityRule) -> Image:
-    """Read a case's image as the student is to see it."""
-    try:
-        return intensity.apply(case.read_image())
-    except ValueError as error:
-        raise InputRejected(f"{case.image_path}: {error}") from error
-
-
 def _replace(staging: Path, out: Path) -> None:
     """Put a finished bundle in another's place; for a moment there is none, never half of one."""
     old = out.with_name(f".{out.name}.{secrets.token_hex(4)}.old")
@@ -321,6 +255,13 @@ def _replace(staging: Path, out: Path) -> None:
         old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def licence_of(teacher: Teacher) -> str:
+    """Licence of a teacher's weights, where it is known."""
+    if teacher.name == "tiny":
+        return "Apache-2.0"
+    return KNOWN[teacher.name].licence if teacher.name in KNOWN else "not stated"
 
 
 def _record(path: str, content: bytes) -> FileRecord:

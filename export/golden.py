@@ -11,14 +11,18 @@ from torch import nn
 from samdistill import phantoms
 from samdistill.arrays import Image, Masks
 from samdistill.export.parity import torch_logits
+from samdistill.export.teacher_parity import combinations
 from samdistill.geometry import ModelFrame
+from samdistill.golden import GoldenCase, TeacherCase
 from samdistill.intensity import IntensityRule
 from samdistill.predictor import Pixels, masks_of
-from samdistill.verify import GoldenCase
+from samdistill.prompts import Prompts
+from samdistill.teacher import Teacher, TeacherMasks
 
 TRIES = 4
 SEED = 20
 LARGEST_PX = 512  # keeps a bundle of a large student small
+TEACHER_SIZE = (203, 260)
 
 
 def make_golden(
@@ -57,6 +61,45 @@ def make_golden(
         assert best is not None
         cases[kind] = best
     return cases
+
+
+def make_teacher_golden(teacher: Teacher) -> tuple[str, TeacherCase]:
+    """Make one case of every combination of prompts for what a phantom shows.
+
+    Returns
+    -------
+    tuple
+        How the picture was made, and the case.
+    """
+    boxes_only = teacher.preprocessing == "medsam"
+    phantom = phantoms.make("endoscopy", seed=SEED, size=TEACHER_SIZE)
+    mask = phantom.masks[phantom.masks.any(axis=(1, 2)).argmax()]
+    sets = combinations(mask, boxes_only=boxes_only)
+    slots = max(1, *(len(one.points) if one.points is not None else 0 for one in sets))
+    points = np.zeros((len(sets), slots, 2), np.float32)
+    labels = np.full((len(sets), slots), -1, np.int32)
+    for i, one in enumerate(sets):
+        if one.points is not None and one.point_labels is not None:
+            points[i, : len(one.points)], labels[i, : len(one.points)] = one.points, one.point_labels
+    nothing = np.zeros(0, np.float32)
+    asked = TeacherCase(
+        pixels=phantom.image,
+        boxes=np.array([np.full(4, np.nan) if one.box is None else one.box for one in sets], np.float32),
+        points=points,
+        point_labels=labels,
+        mask=mask,
+        has_mask=np.array([one.mask_logits is not None for one in sets]),
+        masks=np.zeros((0, *mask.shape), np.bool_),
+        probabilities=nothing,
+        predicted_iou=nothing,
+    )
+    (embedding,) = teacher.embed([phantom.image])
+
+    def segment(prompts: list[Prompts], multimask: bool | None) -> TeacherMasks:
+        return teacher.segment([embedding], [prompts], multimask=multimask)
+
+    origin = f"phantom endoscopy, seed {SEED}, {TEACHER_SIZE[0]} x {TEACHER_SIZE[1]} px"
+    return origin, asked.answered_by(segment)
 
 
 def unapply(image: Image, intensity: IntensityRule) -> Pixels:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from samdistill.manifest import Manifest
+from samdistill.manifest import EngineRecord, Manifest
 
 
 def model_card(manifest: Manifest) -> str:
     """Write the card, Markdown."""
-    parity, provenance = manifest.parity, manifest.provenance
+    provenance = manifest.provenance
     images = provenance.get("images", {})
     lines = [
         f"# {manifest.name}",
@@ -22,20 +22,25 @@ def model_card(manifest: Manifest) -> str:
         f"| input | RGB or grey images of any size; shortest side resized to {manifest.input.size} px |",
         f"| pixels to 8 bits | {manifest.intensity.kind} |",
         f"| trained values | {manifest.models.student.parameters:,} |",
-        f"| precision | {manifest.models.student.precision} |",
+        f"| engines | {', '.join(_engines(manifest))} |",
         f"| strategy | {provenance.get('strategy', 'not stated')} |",
         f"| training steps | {provenance.get('steps', 'not stated')} |",
         f"| seed | {provenance.get('seed', 'not stated')} |",
         *(f"| images, {part.replace('_', ' ')} | {count} |" for part, count in images.items()),
         f"| data fingerprint | {provenance.get('data_fingerprint', 'not stated')} |",
         f"| licence of the weights | {manifest.licence} |",
+        *_teacher(manifest),
         "",
         "## Equal to the original",
         "",
-        f"On {parity['images']} validation images the masks agree with PyTorch's with a mean Dice of "
-        f"{parity['mean_dice']:.5f} (worst mask {parity['worst_dice']:.5f}); logits differ by at most "
-        f"{parity['max_logit_difference']:.2g}. This says that the export is faithful, not that the "
-        "masks are right: measure that with `samdistill evaluate` on labelled images of your own.",
+        "On validation images, each engine's masks against PyTorch's in fp32:",
+        "",
+        "| network | engine | masks | mean Dice | 1st percentile | empty on one side |",
+        "|---|---|---|---|---|---|",
+        *(_parity(engine) for engine in manifest.engines),
+        "",
+        "This says that the export is faithful, not that the masks are right: measure that with "
+        "`samdistill evaluate` on labelled images of your own.",
         "",
         "## Limits",
         "",
@@ -44,3 +49,26 @@ def model_card(manifest: Manifest) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _engines(manifest: Manifest) -> list[str]:
+    own = [engine for engine in manifest.engines if engine.model == "student"]
+    return [f"{engine.runtime} {engine.precision}" for engine in own]
+
+
+def _teacher(manifest: Manifest) -> list[str]:
+    teacher = manifest.teacher
+    if teacher is None:
+        return []
+    return [
+        f"| teacher | {teacher.name}, weights {teacher.weights_sha256[:16]} |",
+        f"| licence of the teacher's weights | {teacher.licence} |",
+    ]
+
+
+def _parity(engine: EngineRecord) -> str:
+    found = engine.parity
+    return (
+        f"| {engine.model} | {engine.runtime} {engine.precision} | {found['masks']} | "
+        f"{found['mean_dice']:.5f} | {found['low_dice']:.5f} | {found['flips']} |"
+    )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import onnx
 import torch
@@ -41,8 +43,6 @@ def export_onnx(student: nn.Module) -> bytes:
     UsageError
         When the student is larger than an ONNX file may be.
     """
-    import onnxslim
-
     fixed = with_fixed_padding(student)
     dim = torch.export.Dim
     sides = {
@@ -65,16 +65,41 @@ def export_onnx(student: nn.Module) -> bytes:
             verbose=False,
         )
         assert program is not None
-        slim = onnxslim.slim(program.model_proto)
-    if slim.ByteSize() > MAX_BYTES:
-        raise UsageError(f"the student must fit into 2 GiB as ONNX, not {slim.ByteSize() / 2**30:.1f} GiB.")
-    del slim.graph.value_info[:]  # shapes in between, which any runtime works out
-    for value in (*slim.graph.input, *slim.graph.output):
-        shape = value.type.tensor_type.shape.dim
-        for axis, name in ((0, "batch"), (2, "height"), (3, "width")):
-            shape[axis].dim_param = name
-    onnx.checker.check_model(slim, full_check=True)
-    content: bytes = slim.SerializeToString(deterministic=True)
+        graph = program.model_proto
+    if graph.ByteSize() > MAX_BYTES:
+        raise UsageError(f"the student must fit into 2 GiB as ONNX, not {graph.ByteSize() / 2**30:.1f} GiB.")
+    return cleaned(graph, axes={0: "batch", 2: "height", 3: "width"})
+
+
+def cleaned(graph: Any, *, axes: Mapping[int, str] | None = None, slim: bool = True) -> bytes:
+    """Write a graph to bytes without anything that tells of the machine it was made on.
+
+    Parameters
+    ----------
+    graph
+        ModelProto.
+    axes
+        Names of free axes of every input and output.
+    slim
+        Simplify it first; not for one whose weights lie in another file.
+    """
+    import onnxslim
+
+    if slim:
+        graph = onnxslim.slim(graph)
+    del graph.metadata_props[:], graph.graph.metadata_props[:]
+    del graph.graph.value_info[:]  # shapes in between, which any runtime works out
+    for node in graph.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*graph.graph.input, *graph.graph.output, *graph.graph.initializer):
+        del value.metadata_props[:]
+    for value in (*graph.graph.input, *graph.graph.output):
+        for axis, name in (axes or {}).items():
+            value.type.tensor_type.shape.dim[axis].dim_param = name
+    if slim:
+        onnx.checker.check_model(graph, full_check=True)
+    content: bytes = graph.SerializeToString(deterministic=True)
     return content
 
 

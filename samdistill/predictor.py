@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from samdistill.arrays import Image, Labels, Masks, ProbabilityMaps, describe
 from samdistill.bundle import Bundle
+from samdistill.engines import OpenedPart, open_part
 from samdistill.errors import BundleError, UsageError
 from samdistill.geometry import ModelFrame
 from samdistill.manifest import CleaningRule, Manifest
-from samdistill.runtime import Engine, open_engine
+from samdistill.runtime import Engine
 
 Mode = Literal["fast", "refine", "auto"]
 Pixels = npt.NDArray[Any]  # (H, W) or (H, W, 3) of any depth, as io.read_image gives them
@@ -72,12 +73,13 @@ class Predictor:
     device, and refuses one that has changed. Make one with `Predictor.load`.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, *, threads: int | None, device: str) -> None:
+    def __init__(self, bundle: Bundle, student: OpenedPart, *, threads: int | None, device: str) -> None:
         self._bundle = bundle
-        self._engine = engine
+        self._student = student
+        self._engine = student.engine
         self._threads = threads
         self._device = device
-        _check_student(bundle.manifest, engine)
+        _check_student(bundle.manifest, student.engine)
 
     @classmethod
     def load(
@@ -87,6 +89,7 @@ class Predictor:
         runtime: str = "auto",
         *,
         threads: int | None = None,
+        precision: str | None = None,
         expect_sha256: str | None = None,
     ) -> Predictor:
         """Open a bundle on a device.
@@ -98,9 +101,12 @@ class Predictor:
         device
             "cpu", "cuda" or "cuda:N"; never another one in its place.
         runtime
-            "onnxruntime", or "auto" for the fastest there is.
+            "onnxruntime", ..., or "auto" for the fastest proved one whose library is installed; `engine` says
+            which it is.
         threads
             CPU threads within one call; None lets the runtime choose.
+        precision
+            "fp32", ..., or None for the fastest.
         expect_sha256
             The bundle's own hash, where it is pinned from outside: SHA-256 of its manifest.json.
 
@@ -111,16 +117,24 @@ class Predictor:
         DeviceUnavailable
             When the runtime or the device cannot be had.
         UsageError
-            For an unknown device or runtime.
+            For an unknown device, or a runtime or precision the bundle does not have.
         """
         opened = Bundle.open(bundle, expect_sha256=expect_sha256)
-        model = opened.read(opened.manifest.models.student.file)
-        engine = open_engine(model, device=device, runtime=runtime, threads=threads)
-        return cls(opened, engine, threads=threads, device=device)
+        student = open_part(
+            opened, "student", device=device, runtime=runtime, precision=precision, threads=threads
+        )
+        return cls(opened, student, threads=threads, device=device)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        bundle, engine = self._bundle, self._engine
-        return _reopen, (str(bundle.root), self._device, engine.runtime, self._threads, bundle.sha256)
+        bundle, engine = self._bundle, self._student.record
+        return _reopen, (
+            str(bundle.root),
+            self._device,
+            engine.runtime,
+            engine.precision,
+            self._threads,
+            bundle.sha256,
+        )
 
     @property
     def manifest(self) -> Manifest:
@@ -141,6 +155,11 @@ class Predictor:
     def runtime(self) -> str:
         """The runtime in use."""
         return self._engine.runtime
+
+    @property
+    def engine(self) -> str:
+        """The engine in use: runtime, precision and provider."""
+        return str(self._student)
 
     @property
     def provider(self) -> str:
@@ -243,7 +262,7 @@ class Predictor:
 
     def _logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         student = self.manifest.models.student
-        logits: npt.NDArray[np.float32] = self._engine.run({student.input: pixels})[student.output]
+        logits: npt.NDArray[np.float32] = self._engine.run({student.inputs[0]: pixels})[student.outputs[0]]
         wanted = (len(pixels), len(self.class_names), *pixels.shape[2:])
         if logits.shape != wanted:
             raise BundleError(f"logits must have the shape {wanted}, not {logits.shape}.")
@@ -316,8 +335,8 @@ def _check_student(manifest: Manifest, engine: Engine) -> None:
     """The network's tensors must be what the manifest promises."""
     record = manifest.models.student
     for kind, tensors, name, dtype in (
-        ("input", engine.inputs, record.input, np.uint8),
-        ("output", engine.outputs, record.output, np.float32),
+        ("input", engine.inputs, record.inputs[0], np.uint8),
+        ("output", engine.outputs, record.outputs[0], np.float32),
     ):
         if list(tensors) != [name] or tensors[name].dtype != dtype or tensors[name].ndim != 4:
             raise BundleError(
@@ -327,5 +346,7 @@ def _check_student(manifest: Manifest, engine: Engine) -> None:
             )
 
 
-def _reopen(root: str, device: str, runtime: str, threads: int | None, sha256: str) -> Predictor:
-    return Predictor.load(root, device, runtime, threads=threads, expect_sha256=sha256)
+def _reopen(
+    root: str, device: str, runtime: str, precision: str, threads: int | None, sha256: str
+) -> Predictor:
+    return Predictor.load(root, device, runtime, threads=threads, precision=precision, expect_sha256=sha256)

@@ -48,11 +48,24 @@ def changed(edit: Callable[[Values], None]) -> Values:
     return values
 
 
+TEACHER = {
+    "name": "tiny",
+    "weights_sha256": "a" * 64,
+    "preprocessing": "sam",
+    "side": 256,
+    "embedding": [96, 24, 24],
+    "mask_size": [96, 96],
+    "mask_threshold": 0.0,
+    "licence": "Apache-2.0",
+}
+
 ALLOWED = {
     "cleaning by area": put("cleaning", {"keep": "largest", "min_area_px": 20}),
     "a window": put("intensity", {"kind": "window", "low": -100, "high": 300.5}),
     "a class name with spaces and accents": put("classes.0.name", "kyste rénal 2.a"),
-    "defaults left out": drop("engines"),
+    "defaults left out": drop("routing"),
+    "another precision": put("engines.0.precision", "int8"),
+    "an engine without a speed": put("engines.0.latency_ms", None),
     "provenance of any shape": put("provenance", {"a": [1, {"b": None}]}),
     "a threshold near one": put("classes.1.threshold", 0.999),
 }
@@ -84,9 +97,22 @@ REFUSED = {
     "mean of two": (put("normalisation.mean", [1.0, 1.0]), "mean", True),
     "unknown intensity": (put("intensity.kind", "log"), "intensity", True),
     "intensity upside down": (put("intensity", {"kind": "window", "low": 3, "high": 1}), "below high", False),
-    "another precision": (put("models.student.precision", "fp16"), "precision", True),
+    "unknown precision": (put("engines.0.precision", "fp8"), "precision", True),
+    "unknown runtime": (put("engines.0.runtime", "caffe"), "runtime", True),
+    "no engine": (put("engines", []), "engines must run student", True),
+    "engine of no network": (put("engines.0.model", "decoder"), "engines must run student", False),
+    "engine's file not listed": (put("engines.0.file", "other.onnx"), "files must list", False),
+    "latency of zero": (put("engines.0.latency_ms", 0), "latency_ms", True),
+    "network without inputs": (put("models.student.inputs", []), "inputs", True),
     "no student": (put("models", {}), "student", True),
-    "a teacher": (put("models.teacher", {}), "teacher", True),
+    "an encoder alone": (put("models.encoder", TINY["models"]["student"]), "given together", False),
+    "unknown network": (put("models.teacher", {}), "teacher", True),
+    "a teacher without networks": (put("teacher", TEACHER), "teacher must be given exactly", False),
+    "a teacher of a cut hash": (put("teacher", {**TEACHER, "weights_sha256": "ab"}), "sha256", True),
+    "a teacher of another preprocessing": (put("teacher", {**TEACHER, "preprocessing": "x"}), "prepro", True),
+    "prompts without a teacher": (put("prompts", {"count": 3}), "prompts must be given exactly", False),
+    "prompts that ask for nothing": (put("prompts", {"box": False, "points": "none"}), "all be off", False),
+    "unknown prompts": (put("prompts", {"circles": 3}), "circles", True),
     "no golden case": (put("golden", []), "golden", True),
     "golden tolerance of zero": (put("golden.0.max_changed_pixels", 0), "max_changed_pixels", True),
     "golden file not listed": (put("golden.0.file", "golden/other.npz"), "files must list", False),
@@ -103,8 +129,6 @@ REFUSED = {
     "negative length": (put("files.0.bytes", -1), "bytes", True),
     "routing": (put("routing", {"threshold": 0.2}), "routing", True),
     "calibration": (put("calibration", {"temperature": 1.5}), "calibration", True),
-    "prompts": (put("prompts", {}), "prompts", True),
-    "engines": (put("engines", [None]), "engines", True),
     "unknown cleaning": (put("cleaning", {"keep": "best"}), "keep", True),
     "version as number": (put("versions.torch", 2), "versions", True),
     "classes as an object": (put("classes", {"0": "x"}), "classes", True),
@@ -148,10 +172,10 @@ def test_what_is_refused_is_refused_by_name(name: str) -> None:
         (b"[" * 100_000, "not valid JSON"),
         (b"[]", "must be an object"),
         (b"{}", "must be an object"),
-        (b'{"schema": "1"}', "must be an object"),
-        (b'{"schema": 1, "schema": 1}', "given twice"),
-        (b'{"schema": 1, "name": NaN}', "no finite number"),
-        (b'{"schema": 1, "name": 1e999}', "no finite number"),
+        (b'{"schema": "2"}', "must be an object"),
+        (b'{"schema": 2, "schema": 2}', "given twice"),
+        (b'{"schema": 2, "name": NaN}', "no finite number"),
+        (b'{"schema": 2, "name": 1e999}', "no finite number"),
     ],
 )
 def test_text_that_is_no_manifest_is_refused(text: bytes, message: str) -> None:
@@ -160,11 +184,11 @@ def test_text_that_is_no_manifest_is_refused(text: bytes, message: str) -> None:
 
 
 def test_a_newer_schema_is_refused_by_number_and_writer_before_anything_else_is_looked_at() -> None:
-    text = json.dumps({"schema": 2, "versions": {"samdistill": "9.9"}, "whatever": 1}).encode()
-    with pytest.raises(BundleError, match=r"schema 1, not 2: .*samdistill 9\.9\. Upgrade samdistill"):
+    text = json.dumps({"schema": 3, "versions": {"samdistill": "9.9"}, "whatever": 1}).encode()
+    with pytest.raises(BundleError, match=r"schema 2, not 3: .*samdistill 9\.9\. Upgrade samdistill"):
         parse(text)
 
 
 def test_an_older_schema_asks_for_a_new_export() -> None:
-    with pytest.raises(BundleError, match=r"not 0: .*Export it again"):
-        parse(b'{"schema": 0}')
+    with pytest.raises(BundleError, match=r"not 1: .*Export it again"):
+        parse(b'{"schema": 1}')

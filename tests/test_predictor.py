@@ -225,9 +225,7 @@ def rename_output(graph: onnx.GraphProto) -> None:
 
 def test_a_network_with_other_tensors_than_promised_is_refused(tiny_bundle: Path) -> None:
     edit_graph(tiny_bundle, rename_output)
-    with pytest.raises(
-        BundleError, match="student's output must be logits, float32 of 4 dimensions, not masks"
-    ):
+    with pytest.raises(BundleError, match="student's outputs must be logits, not masks"):
         Predictor.load(tiny_bundle)
 
 

@@ -14,6 +14,7 @@ from small_sam import small_teacher  # noqa: E402
 from samdistill.errors import DeviceUnavailable  # noqa: E402
 from samdistill.prompts import Prompts  # noqa: E402
 from samdistill.teacher import Teacher  # noqa: E402
+from samdistill.teacher_frame import TeacherFrame  # noqa: E402
 
 TOLERANCE = 1e-4
 SIZES = [(128, 128), (90, 128), (200, 77), (33, 300), (64, 50)]
@@ -182,7 +183,7 @@ def test_mask_logits_come_in_the_images_frame(teacher: Teacher) -> None:
     y, x = np.mgrid[0:32, 0:32].astype(np.float32)
     low = (4 - ((x - 12) ** 2 + (y - 8) ** 2) / 20).astype(np.float32)  # the content is the upper half
     full = teacher.upscale(torch.from_numpy(low)[None], embedding)[0].numpy()
-    back = teacher._low_res(full, embedding)
+    back = TeacherFrame(embedding.image_size, teacher.input_side).low_res(full, low.shape)
     assert np.abs(back - low)[:15, 1:31].max() < 0.3
     np.testing.assert_allclose(back[17:], full.min(), rtol=1e-5)
     answer = teacher.segment([embedding], [[Prompts(mask_logits=full)]])

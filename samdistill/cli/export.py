@@ -11,29 +11,51 @@ import typer
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder that `samdistill train` left.")],
     out: Annotated[Path, typer.Option(help="Bundle folder to make.")],
+    teacher: Annotated[
+        str, typer.Option(help="Teacher that goes in: tiny, sam_vit_b, medsam, ..., NAME:PATH or a path.")
+    ] = "tiny",
+    no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Leave the teacher out.")] = False,
+    prompts: Annotated[
+        Path | None, typer.Option(help="TOML table of how the student prompts the teacher.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="The run's data folder, where it has moved since training.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="The bundle's name; default: its folder's.")] = None,
-    licence: Annotated[str, typer.Option(help="Under which the weights may be used.")] = "not stated",
+    licence: Annotated[
+        str, typer.Option(help="Under which the student's weights may be used.")
+    ] = "not stated",
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Publish a run's student as a bundle that has proved itself equal to the original."""
+    """Publish a run's student, and a teacher beside it, as a bundle that has proved itself."""
     from samdistill.cli.case_progress import CaseProgress
+    from samdistill.config import build, load_toml
     from samdistill.export.bundle import export_run
+    from samdistill.prompts import MINE, PromptConfig
 
+    config = MINE if prompts is None else build(PromptConfig, load_toml(prompts), where=str(prompts))
     with CaseProgress("comparing") as progress:
-        made = export_run(run, out, data=data, force=force, name=name, licence=licence, progress=progress)
+        made = export_run(
+            run,
+            out,
+            teacher=None if no_teacher else teacher,
+            prompts=config,
+            data=data,
+            force=force,
+            name=name,
+            licence=licence,
+            progress=progress,
+        )
     if json:
         import json as json_
 
         plain = {"path": str(made.path), "sha256": made.sha256, "bytes": made.bytes}
-        print(json_.dumps({**plain, "parity": made.parity.to_dict()}))
+        print(json_.dumps({**plain, "parity": [report.to_dict() for report in made.parity]}))
         return
-    parity = made.parity
     print(f"{made.path}: {made.bytes / 1e6:.1f} MB, sha256 {made.sha256}")
-    print(
-        f"equal to PyTorch on {parity.images} validation images: mean mask Dice {parity.mean_dice:.5f}, "
-        f"logits differ by at most {parity.max_logit_difference:.2g}"
-    )
+    for report in made.parity:
+        print(
+            f"{report.model} {report.precision} in {report.runtime}: equal to PyTorch on {report.images} "
+            f"validation images, mean mask Dice {report.mean_dice:.5f} (worst {report.worst_dice:.5f})"
+        )

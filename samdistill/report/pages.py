@@ -190,7 +190,13 @@ def bundle_section(manifest: Manifest, sha256: str) -> Section:
             "thresholds": manifest.thresholds,
             "shortest side, px": manifest.input.size,
             "intensity": manifest.intensity.to_dict(),
-            "parity": manifest.parity,
+            "engines": [
+                {
+                    "engine": f"{engine.model}: {engine.runtime} {engine.precision}",
+                    "mean mask Dice against PyTorch": engine.parity.get("mean_dice"),
+                }
+                for engine in manifest.engines
+            ],
             "provenance": provenance,
             "versions": manifest.versions,
             "licence": manifest.licence,

@@ -6,6 +6,7 @@ it was asked for or does not open. Knows no bundle and no image.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -90,31 +91,66 @@ class Device:
         return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
 
 
-def _onnxruntime(model: bytes, device: Device, threads: int | None) -> Engine:
+@dataclass(frozen=True)
+class Network:
+    """What a runtime opens.
+
+    Attributes
+    ----------
+    content
+        The graph file's bytes.
+    data
+        Weights that lie beside it: file name -> bytes.
+    precision
+        To compute in, where the graph leaves that to the library.
+    """
+
+    content: bytes
+    data: Mapping[str, bytes]
+    precision: str
+
+
+def _onnxruntime(network: Network, device: Device, threads: int | None) -> Engine:
     from samdistill.runtime.onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(model, device, threads=threads)
+    return OnnxRuntimeEngine(network, device, threads=threads)
 
 
-RUNTIMES: dict[str, Callable[[bytes, Device, int | None], Engine]] = {"onnxruntime": _onnxruntime}
-"""Fastest first; "auto" takes the first."""
+RUNTIMES: dict[str, Callable[[Network, Device, int | None], Engine]] = {"onnxruntime": _onnxruntime}
+PACKAGES = {"onnxruntime": "onnxruntime"}
+"""What each runtime imports."""
+
+
+def is_installed(runtime: str) -> bool:
+    """Whether a runtime's library is there; that it loads is seen when it is used."""
+    return importlib.util.find_spec(PACKAGES[runtime]) is not None
 
 
 def open_engine(
-    model: bytes, *, device: str = "cpu", runtime: str = "auto", threads: int | None = None
+    model: bytes,
+    *,
+    device: str = "cpu",
+    runtime: str = "onnxruntime",
+    threads: int | None = None,
+    precision: str = "fp32",
+    data: Mapping[str, bytes] | None = None,
 ) -> Engine:
     """Open a network.
 
     Parameters
     ----------
     model
-        The ONNX file's bytes.
+        The graph file's bytes.
     device
         "cpu", "cuda" or "cuda:N".
     runtime
-        Key of RUNTIMES, or "auto".
+        Key of RUNTIMES.
     threads
         CPU threads within one call; None lets the library choose.
+    precision
+        To compute in, where the graph leaves that to the library.
+    data
+        Weights that lie beside the graph: file name -> bytes.
 
     Raises
     ------
@@ -125,9 +161,8 @@ def open_engine(
     BundleError
         When the library cannot open the network.
     """
-    if runtime != "auto" and runtime not in RUNTIMES:
-        raise UsageError(f"runtime must be auto or one of {', '.join(RUNTIMES)}, not {runtime!r}.")
+    if runtime not in RUNTIMES:
+        raise UsageError(f"runtime must be one of {', '.join(RUNTIMES)}, not {runtime!r}.")
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, not {threads}.")
-    chosen = next(iter(RUNTIMES)) if runtime == "auto" else runtime
-    return RUNTIMES[chosen](model, Device.parse(device), threads)
+    return RUNTIMES[runtime](Network(model, data or {}, precision), Device.parse(device), threads)

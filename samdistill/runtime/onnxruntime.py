@@ -10,12 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from samdistill.errors import BundleError, DeviceUnavailable
-from samdistill.runtime import Arrays, Device, TensorType
+from samdistill.runtime import Arrays, Device, Network, TensorType
 
 # Distributions that all install the one package `onnxruntime` and overwrite each other's files.
 WHEELS = ("onnxruntime", "onnxruntime-gpu")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(int64)": np.int64}
+DTYPES = {
+    "tensor(uint8)": np.uint8,
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
 _ERRORS_ONLY = 3
 
 
@@ -55,8 +60,8 @@ class OnnxRuntimeEngine:
 
     Parameters
     ----------
-    model
-        The ONNX file's bytes, without external data.
+    network
+        An ONNX file, perhaps with external data.
     device
         Where to run; asserted after opening.
     threads
@@ -72,7 +77,7 @@ class OnnxRuntimeEngine:
 
     runtime = "onnxruntime"
 
-    def __init__(self, model: bytes, device: Device, *, threads: int | None = None) -> None:
+    def __init__(self, network: Network, device: Device, *, threads: int | None = None) -> None:
         library = _library()
         self.provider = PROVIDERS[device.kind]
         if self.provider not in library.get_available_providers():
@@ -85,12 +90,18 @@ class OnnxRuntimeEngine:
         options.log_severity_level = _ERRORS_ONLY
         options.inter_op_num_threads = 1
         options.intra_op_num_threads = threads or 0
+        if network.data:
+            options.add_external_initializers_from_files_in_memory(
+                list(network.data), list(network.data.values()), [len(one) for one in network.data.values()]
+            )
         if device.kind == "cuda" and hasattr(library, "preload_dlls"):
             library.preload_dlls()
         chosen = (self.provider, {"device_id": device.index}) if device.kind == "cuda" else self.provider
         self._failures = _failures(library)
         try:
-            self._session = library.InferenceSession(model, options, providers=[chosen], enable_fallback=0)
+            self._session = library.InferenceSession(
+                network.content, options, providers=[chosen], enable_fallback=0
+            )
         except self._failures as error:
             # On a GPU only a complaint about the file itself is the bundle's fault.
             if device.kind == "cpu" or type(error).__name__ in ("InvalidProtobuf", "InvalidGraph", "NoModel"):

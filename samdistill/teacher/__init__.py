@@ -2,6 +2,7 @@
 
 from samdistill.teacher.load import load_teacher
 from samdistill.teacher.propose import ProposeConfig
-from samdistill.teacher.sam import Embedding, Teacher, TeacherMasks
+from samdistill.teacher.sam import Embedding, Teacher
+from samdistill.teacher_frame import TeacherMasks
 
 __all__ = ["Embedding", "ProposeConfig", "Teacher", "TeacherMasks", "load_teacher"]

@@ -20,7 +20,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-UNUSED = -2  # label of a point slot that holds nothing; -1 is SAM's own padding point, which is a token
+from samdistill.teacher_frame import UNUSED
+
+__all__ = ["UNUSED", "PromptBatch", "attend", "decode", "draw", "encode_points", "encode_prompts"]
 
 
 class PromptBatch(NamedTuple):
@@ -116,7 +118,7 @@ def attend(
     """Do the first half of `decode`: (N, 4, C) mask tokens, (N, h w, C) keys, (N, 4) predicted IoU."""
     d: Any = decoder
     own = torch.cat([d.iou_token.weight, d.mask_tokens.weight])
-    queries = torch.cat([own[None].expand(len(tokens), -1, -1), tokens], dim=1)
+    queries = torch.cat([own[None].expand(tokens.shape[0], -1, -1), tokens], dim=1)
     exists = torch.cat([torch.ones_like(exists[:, :1]).expand(-1, len(own)), exists], dim=1)
     keys = (image_embeddings + dense).flatten(2).transpose(1, 2)
     queries, keys = _two_way(d.transformer, keys, image_pe.flatten(2).transpose(1, 2), queries, exists)
@@ -128,7 +130,7 @@ def draw(
 ) -> torch.Tensor:
     """Do the second half of `decode`: (N, 4, 4h, 4w) logits, keys being of an embedding of `size` (h, w)."""
     d: Any = decoder
-    (height, width), n = size, len(mask_tokens)
+    (height, width), n = size, mask_tokens.shape[0]
     mixing = torch.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(d.output_hypernetworks_mlps)], dim=1)
     logits = _upscale(d.output_upscaling, keys) @ mixing.transpose(1, 2)  # (N, hw 16, 4)
     # y, x, then dy, dx of the first and of the second doubling.
@@ -176,7 +178,7 @@ def _double(conv: Any, x: torch.Tensor) -> torch.Tensor:
     """(N, K, C) to (N, 4 K, C'), the four sub-pixels of each token in raster order."""
     weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 2 C', C)
     return functional.linear(x, weight, conv.bias.repeat(4)).reshape(
-        len(x), 4 * x.shape[1], conv.out_channels
+        x.shape[0], 4 * x.shape[1], conv.out_channels
     )
 
 
@@ -237,7 +239,7 @@ def _per_head(weight: torch.Tensor, heads: int) -> torch.Tensor:
 def _times_image(tokens: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """(N, heads, T, x) @ (N or 1, x, y) to (N, heads, T, y); one image for all is one product."""
     n, heads, count, inner = tokens.shape
-    if len(image) == 1:
+    if image.shape[0] == 1:
         product = tokens.reshape(1, n * heads * count, inner) @ image
     else:
         product = tokens.reshape(n, heads * count, inner) @ image

@@ -1,35 +1,38 @@
 """One interface in front of any SAM: embed images, segment prompts, numerically as `SamPredictor`.
 
-Here, and nowhere else in training, half-open boxes become SAM's pixel indices and coordinates are scaled as
-SAM's ResizeLongestSide scales them. The prompt sets of a whole batch of images go through the decoder in one
-call. Knows no class, no student and no training.
+`teacher_frame` makes SAM's conventions of ours. The prompt sets of a whole batch of images go through the
+decoder in one call. Knows no class, no student and no training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image as PillowImage
 from torch.nn import functional
 
 from samdistill.arrays import Image, Mask, check_image
 from samdistill.errors import DeviceUnavailable
 from samdistill.prompts import Prompts
 from samdistill.proposals import Proposals
-from samdistill.teacher.decoder import UNUSED, PromptBatch, decode, encode_prompts
+from samdistill.teacher.decoder import PromptBatch, decode, encode_prompts
 from samdistill.teacher.propose import ProposeConfig, propose
+from samdistill.teacher_frame import (
+    Preprocessing,
+    TeacherFrame,
+    TeacherMasks,
+    prompt_arrays,
+    wants_best_of_three,
+)
 from samdistill.torchvision_cure import cure
 
 cure()
 
 from segment_anything.modeling import Sam  # noqa: E402
 
-Preprocessing = Literal["sam", "medsam"]
 EMBED_BATCH = 8
 
 
@@ -50,25 +53,6 @@ class Embedding:
     features: torch.Tensor
     image_size: tuple[int, int]
     input_size: tuple[int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class TeacherMasks:
-    """What the decoder made of N prompt sets, in flattened order.
-
-    Attributes
-    ----------
-    masks
-        N bool (H, W), each at its own image's size.
-    low_res_logits
-        (N, 4h, 4w) float32 in the decoder's frame; what `previous` takes.
-    predicted_iou
-        (N,) float32, the teacher's own estimate of each mask's IoU.
-    """
-
-    masks: list[Mask]
-    low_res_logits: npt.NDArray[np.float32]
-    predicted_iou: npt.NDArray[np.float32]
 
 
 class Teacher:
@@ -156,19 +140,10 @@ class Teacher:
             (height, width) of each image's masks; None: the image's own. Prompts stay in the image's frame.
         """
         logits, scores = self.decode(embeddings, prompts, previous=previous)
-        sets = [one for each in prompts for one in each]
-        chosen = torch.tensor(
-            [
-                (previous is None and one.box is None and one.mask_logits is None)
-                if multimask is None
-                else multimask
-                for one in sets
-            ],
-            dtype=torch.bool,
-            device=logits.device,
-        )
+        wanted = wants_best_of_three(prompts, multimask, has_previous=previous is not None)
+        chosen = torch.from_numpy(wanted).to(logits.device)
         index = torch.where(chosen, 1 + scores[:, 1:].argmax(dim=1), 0)
-        rows = torch.arange(len(sets), device=logits.device)
+        rows = torch.arange(len(logits), device=logits.device)
         best = logits[rows, index]
         masks: list[Mask] = []
         done = 0
@@ -244,13 +219,15 @@ class Teacher:
 
     def _prepare(self, image: Image) -> tuple[torch.Tensor, tuple[int, int]]:
         """(3, S, S) float32 normalised pixels and the (height, width) that is not padding."""
-        side = self.input_side
+        frame = self._frame((image.shape[0], image.shape[1]))
+        resized = torch.from_numpy(np.array(frame.resized(image))).permute(2, 0, 1)
         if self.preprocessing == "medsam":
-            return _medsam_pixels(image, side), (side, side)
-        size = _input_size((image.shape[0], image.shape[1]), side)
-        resized = PillowImage.fromarray(image).resize((size[1], size[0]), PillowImage.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(self.device)
-        return self.model.preprocess(pixels), size
+            low, high = int(resized.min()), int(resized.max())
+            return ((resized - low).double() / max(high - low, 1e-8)).float(), frame.input_size
+        return self.model.preprocess(resized.to(self.device)), frame.input_size
+
+    def _frame(self, image_size: tuple[int, int]) -> TeacherFrame:
+        return TeacherFrame(image_size, self.input_side, self.preprocessing)
 
     def _batch(
         self,
@@ -259,58 +236,10 @@ class Teacher:
         previous: npt.NDArray[np.float32] | None,
     ) -> PromptBatch:
         """Pad all sets to common length, in the encoder's frame and by SAM's conventions."""
-        if previous is not None and self.preprocessing == "medsam":
-            raise ValueError("previous must be None for MedSAM, which takes boxes alone.")
-        sets = [(embedding, one) for embedding, each in zip(embeddings, prompts, strict=True) for one in each]
-        kept = [_points(one, boxes_only=self.preprocessing == "medsam") for _, one in sets]
-        # SAM adds its padding point where there are points and no box.
-        slots = max(
-            (len(points) + (one.box is None) for (points, _), (_, one) in zip(kept, sets, strict=True)),
-            default=0,
-        )
-        n = len(sets)
-        points, labels = np.zeros((n, slots, 2), np.float32), np.full((n, slots), UNUSED, np.int64)
-        boxes, has_box = np.zeros((n, 4), np.float32), np.zeros(n, np.bool_)
         height, width = self.model.prompt_encoder.mask_input_size
-        masks, has_mask = np.zeros((n, 1, height, width), np.float32), np.zeros(n, np.bool_)
-        for i, ((embedding, one), (own, own_labels)) in enumerate(zip(sets, kept, strict=True)):
-            (h, w), (input_h, input_w) = embedding.image_size, embedding.input_size
-            scale = np.array([input_w / w, input_h / h])
-            if len(own):
-                points[i, : len(own)], labels[i, : len(own)] = own * scale, own_labels
-                if one.box is None:
-                    labels[i, len(own)] = -1
-            if one.box is not None:
-                corner = 0.0 if self.preprocessing == "medsam" else 1.0  # its own script scales edges
-                boxes[i] = (one.box - np.array([0, 0, corner, corner])) * np.tile(scale, 2)
-                has_box[i] = True
-            if previous is not None:
-                masks[i, 0], has_mask[i] = previous[i], True
-            elif one.mask_logits is not None:
-                masks[i, 0], has_mask[i] = self._low_res(one.mask_logits, embedding), True
-        arrays = (points, labels, boxes, has_box, masks, has_mask)
+        frames = [self._frame(embedding.image_size) for embedding in embeddings]
+        arrays = prompt_arrays(frames, prompts, (height, width), previous)
         return PromptBatch(*[torch.from_numpy(array).to(self.device) for array in arrays])
-
-    def _low_res(self, mask_logits: npt.NDArray[np.float32], embedding: Embedding) -> npt.NDArray[np.float32]:
-        """Bring (H, W) logits of the image to the decoder's (4h, 4w), the padding as low as the lowest."""
-        if mask_logits.shape != embedding.image_size:
-            raise ValueError(
-                f"mask_logits must be {embedding.image_size}, the image's size, not {mask_logits.shape}."
-            )
-        logits = torch.from_numpy(np.ascontiguousarray(mask_logits))[None, None]
-        size, side = embedding.input_size, self.input_side
-        logits = functional.interpolate(logits, size, mode="bilinear", align_corners=False, antialias=True)
-        padding = (0, side - size[1], 0, side - size[0])
-        logits = functional.pad(logits, padding, value=float(mask_logits.min()))
-        low = functional.interpolate(
-            logits,
-            self.model.prompt_encoder.mask_input_size,
-            mode="bilinear",
-            align_corners=False,
-            antialias=True,
-        )
-        array: npt.NDArray[np.float32] = low[0, 0].numpy()
-        return array
 
 
 def parse_device(device: str) -> torch.device:
@@ -325,34 +254,3 @@ def parse_device(device: str) -> torch.device:
             f"device {device} cannot be had: torch sees {torch.cuda.device_count()} CUDA device(s)."
         )
     return chosen
-
-
-def _input_size(image_size: tuple[int, int], side: int) -> tuple[int, int]:
-    """(height, width) after ResizeLongestSide."""
-    scale = side * 1.0 / max(image_size)
-    return max(1, int(image_size[0] * scale + 0.5)), max(1, int(image_size[1] * scale + 0.5))
-
-
-def _points(one: Prompts, *, boxes_only: bool) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-    """Points and labels of a set without its padding."""
-    if boxes_only and (one.box is None or one.points is not None or one.mask_logits is not None):
-        raise ValueError("prompts must be a box alone for MedSAM, which was trained with nothing else.")
-    if one.points is None or one.point_labels is None:
-        return np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
-    real = one.point_labels >= 0
-    return one.points[real], one.point_labels[real]
-
-
-def _medsam_pixels(image: Image, side: int) -> torch.Tensor:
-    """(3, side, side) float32 in [0, 1], as MedSAM's inference script prepares an image."""
-    try:
-        from skimage.transform import resize  # type: ignore[import-untyped,unused-ignore]
-    except ImportError as error:
-        raise DeviceUnavailable(
-            "MedSAM's preprocessing needs scikit-image: pip install scikit-image."
-        ) from error
-    stretched = resize(  # type: ignore[no-untyped-call]
-        image, (side, side), order=3, preserve_range=True, anti_aliasing=True
-    ).astype(np.uint8)
-    low, high = int(stretched.min()), int(stretched.max())
-    return torch.from_numpy((stretched - low) / max(high - low, 1e-8)).float().permute(2, 0, 1)

@@ -28,7 +28,7 @@ def make(out: Path, *, multi_label: bool = False, force: bool = False) -> None:
     source = Source(ColourStudent(), CLASS_NAMES, multi_label, IntensityRule(), 64, PROVENANCE)
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), "endoscopy", 4, seed=1, size=(72, 100))
-        cases = open_dataset(Path(folder)).cases
+        cases = [case.without_labels() for case in open_dataset(Path(folder)).cases]
         publish(source, cases, out, force=force, name="tiny", licence="Apache-2.0")
 
 

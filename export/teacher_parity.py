@@ -1,0 +1,143 @@
+"""The teacher's way through the gate: every combination of prompts, against PyTorch, on validation images.
+
+Knows no bundle and no student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from samdistill.arrays import Image, Mask, Masks
+from samdistill.bundled_teacher import BundledTeacher
+from samdistill.export.parity import Agreement, ParityReport, Truth
+from samdistill.manifest import Part, TeacherRecord
+from samdistill.prompts import PromptConfig, Prompts, extract
+from samdistill.runtime import Engine
+from samdistill.teacher import Embedding, Teacher, TeacherMasks
+
+MOST_OBJECTS = 3  # prompted of one image
+_INSIDE = np.float32(4.0)
+_SETS = PromptConfig(count=3, spread_px=2.0)
+
+
+def combinations(mask: Mask, *, boxes_only: bool = False) -> list[Prompts]:
+    """Every combination of prompts for one object: (H, W) bool with at least one pixel.
+
+    Box; one point; points; box and points; both and mask logits. With `boxes_only` the box.
+    """
+    maps = mask[None].astype(np.float32)
+    (found,) = extract(maps, _SETS)[0]
+    box = Prompts(box=found.box)
+    if boxes_only or found.points is None or found.point_labels is None:
+        return [box]
+    # A background point as well: the corner of the image that is farthest from the box's centre.
+    height, width = mask.shape
+    assert found.box is not None
+    x = 0 if found.box[[0, 2]].mean() > width / 2 else width - 1
+    y = 0 if found.box[[1, 3]].mean() > height / 2 else height - 1
+    points = np.concatenate([found.points, np.array([[x, y]], np.float32)])
+    labels = np.append(found.point_labels, np.int32(0))
+    logits = np.where(mask, _INSIDE, -_INSIDE)
+    return [
+        box,
+        Prompts(points=points[:1], point_labels=labels[:1]),
+        Prompts(points=points, point_labels=labels),
+        Prompts(points=points, point_labels=labels, box=found.box),
+        Prompts(points=points, point_labels=labels, box=found.box, mask_logits=logits),
+    ]
+
+
+def objects(size: tuple[int, int], masks: Masks | None) -> Masks:
+    """What is prompted in an image: its true objects, or its middle where there is none."""
+    if masks is not None and masks.any():
+        found: Masks = masks[masks.any(axis=(1, 2))][:MOST_OBJECTS]
+        return found
+    middle = np.zeros((1, *size), np.bool_)
+    height, width = size
+    middle[0, height // 4 : height - height // 4, width // 4 : width - width // 4] = True
+    return middle
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherAnswer:
+    """What PyTorch makes of one image's prompt sets, as it chooses and with the best of three for the box."""
+
+    image: Image
+    embedding: Embedding
+    sets: list[Prompts]
+    chosen: TeacherMasks
+    best_of_three: TeacherMasks
+
+
+class TeacherReference:
+    """PyTorch's answers, computed once for every engine that is held against them.
+
+    Parameters
+    ----------
+    teacher
+        On the CPU.
+    record
+        What the manifest will say of it.
+    images
+        uint8 (H, W, 3) with their truth or None; at least one.
+    """
+
+    def __init__(
+        self, teacher: Teacher, record: TeacherRecord, images: Iterable[tuple[Image, Truth | None]]
+    ) -> None:
+        self._record = record
+        self._boxes_only = teacher.preprocessing == "medsam"
+        self.answers: list[TeacherAnswer] = []
+        for image, truth in images:
+            found = objects((image.shape[0], image.shape[1]), None if truth is None else truth[0])
+            sets = [one for mask in found for one in combinations(mask, boxes_only=self._boxes_only)]
+            (embedding,) = teacher.embed([image])
+            self.answers.append(
+                TeacherAnswer(
+                    image,
+                    embedding,
+                    sets,
+                    teacher.segment([embedding], [sets]),
+                    teacher.segment([embedding], [sets[:1]], multimask=True),
+                )
+            )
+
+    def measure(
+        self, encoder: Engine, decoder: Engine, *, model: Part = "encoder", precision: str = "fp32"
+    ) -> ParityReport:
+        """Compare an exported encoder and decoder with PyTorch.
+
+        Parameters
+        ----------
+        model
+            Which of the two is on trial; the report names it and compares its output.
+        precision
+            Of that one, a key of TOLERANCES.
+
+        Raises
+        ------
+        InputRejected
+            When there was no image.
+        """
+        exported = BundledTeacher(self._record, encoder, decoder)
+        agreement = Agreement(model, precision, encoder if model == "encoder" else decoder)
+        for answer in self.answers:
+            (embedding,) = exported.embed([answer.image])
+            if model == "encoder":
+                agreement.add_output(embedding.features, answer.embedding.features.numpy())
+            else:  # what the encoder gave is not the decoder's doing
+                embedding = replace(embedding, features=answer.embedding.features.numpy())
+            chosen = exported.segment([embedding], [answer.sets])
+            best = exported.segment([embedding], [answer.sets[:1]], multimask=True)
+            for got, expected in ((chosen, answer.chosen), (best, answer.best_of_three)):
+                if model == "decoder":
+                    agreement.add_output(got.low_res_logits, expected.low_res_logits)
+                    agreement.add_output(got.predicted_iou, expected.predicted_iou)
+            agreement.add_masks(
+                np.stack([*chosen.masks, *best.masks]),
+                np.stack([*answer.chosen.masks, *answer.best_of_three.masks]),
+            )
+        return agreement.report()

@@ -1,0 +1,199 @@
+"""A bundle's teacher: SAM's encoder and decoder in one runtime, numerically as `samdistill.teacher.Teacher`.
+
+numpy, one runtime, no torch. The encoder is the dear part, so an image is embedded once and prompted often;
+the prompt sets of a whole batch of images go through the decoder in one call. Knows no class and no student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from samdistill.arrays import Image, Mask, check_image
+from samdistill.bundle import Bundle
+from samdistill.engines import OpenedPart, open_part
+from samdistill.errors import BundleError, UsageError
+from samdistill.manifest import TeacherRecord
+from samdistill.prompts import Prompts
+from samdistill.runtime import Arrays, Engine
+from samdistill.teacher_frame import TeacherFrame, TeacherMasks, prompt_arrays, wants_best_of_three
+
+EMBED_PIXELS = 8 * 256 * 256  # of the encoder's input in one call
+
+
+@dataclass(frozen=True, eq=False)
+class BundledEmbedding:
+    """What the encoder made of one image.
+
+    Attributes
+    ----------
+    features
+        (C, h, w) float32.
+    frame
+        How the image lies in it.
+    """
+
+    features: npt.NDArray[np.float32]
+    frame: TeacherFrame
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the image."""
+        return self.frame.image_size
+
+
+class BundledTeacher:
+    """A bundle's encoder and decoder; safe to use from several threads. Make one with `load`.
+
+    Parameters
+    ----------
+    record
+        What the manifest says of the teacher.
+    encoder, decoder
+        Its networks, opened.
+
+    Attributes
+    ----------
+    parts
+        Which of the bundle's engines compute, by network; empty where they were opened otherwise.
+    """
+
+    def __init__(self, record: TeacherRecord, encoder: Engine, decoder: Engine) -> None:
+        self.record = record
+        self._encoder = encoder
+        self._decoder = decoder
+        self.parts: dict[str, OpenedPart] = {}
+
+    @classmethod
+    def load(
+        cls,
+        bundle: Path | str | Bundle,
+        device: str = "cpu",
+        runtime: str = "auto",
+        *,
+        threads: int | None = None,
+        expect_sha256: str | None = None,
+    ) -> BundledTeacher:
+        """Open a bundle's teacher; parameters as for `Predictor.load`.
+
+        Raises
+        ------
+        UsageError
+            When the bundle has no teacher.
+        BundleError, DeviceUnavailable
+            As for `Predictor.load`.
+        """
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, expect_sha256=expect_sha256)
+        record = opened.manifest.teacher
+        if record is None:
+            raise UsageError(
+                f"{opened.root} must hold a teacher, and was exported without. "
+                "Export it again with --teacher."
+            )
+        encoder = open_part(opened, "encoder", device=device, runtime=runtime, threads=threads)
+        decoder = open_part(opened, "decoder", device=device, runtime=runtime, threads=threads)
+        teacher = cls(record, encoder.engine, decoder.engine)
+        teacher.parts = {"encoder": encoder, "decoder": decoder}
+        return teacher
+
+    def embed(self, images: Sequence[Image]) -> list[BundledEmbedding]:
+        """Run the encoder.
+
+        Parameters
+        ----------
+        images
+            uint8 (H, W, 3) RGB each, of any sizes.
+        """
+        record = self.record
+        frames = [
+            TeacherFrame((image.shape[0], image.shape[1]), record.side, record.preprocessing)
+            for image in map(check_image, images)
+        ]
+        step = max(1, EMBED_PIXELS // record.side**2)
+        embeddings: list[BundledEmbedding] = []
+        for start in range(0, len(images), step):
+            part = frames[start : start + step]
+            inputs: dict[str, npt.NDArray[Any]] = {
+                "pixels": np.stack([f.pixels(i) for f, i in zip(part, images[start:], strict=False)]),
+                "input_size": np.array([frame.input_size for frame in part], np.int64),
+            }
+            features = self._run(self._encoder, inputs, {"embeddings": (len(part), *record.embedding)})
+            embeddings += [
+                BundledEmbedding(one, frame) for one, frame in zip(features["embeddings"], part, strict=True)
+            ]
+        return embeddings
+
+    def segment(
+        self,
+        embeddings: Sequence[BundledEmbedding],
+        prompts: Sequence[Sequence[Prompts]],
+        *,
+        multimask: bool | None = None,
+        previous: npt.NDArray[np.float32] | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> TeacherMasks:
+        """Segment every prompt set of every image in one decoder call.
+
+        Parameters
+        ----------
+        embeddings
+            One an image.
+        prompts
+            For each image its prompt sets, in the image's frame.
+        multimask
+            True: the best of three masks by predicted IoU; False: the single mask; None: the best of three
+            where a set is ambiguous, that is points alone, without box or mask.
+        previous
+            (N, 4h, 4w) float32 low-resolution logits of an earlier answer to the same sets in flattened
+            order; they take the place of `mask_logits`.
+        sizes
+            (height, width) of each image's masks; None: the image's own. Prompts stay in the image's frame.
+        """
+        record = self.record
+        height, width = record.mask_size
+        arrays = prompt_arrays([one.frame for one in embeddings], prompts, (height, width), previous)
+        n = len(arrays.points)
+        if n == 0:
+            return TeacherMasks([], np.zeros((0, height, width), np.float32), np.zeros(0, np.float32))
+        inputs = {
+            "embeddings": np.stack([one.features for one in embeddings]),
+            "image_index": np.repeat(np.arange(len(prompts)), [len(each) for each in prompts]),
+            **arrays._asdict(),
+            "multimask": wants_best_of_three(prompts, multimask, has_previous=previous is not None),
+        }
+        found = self._run(
+            self._decoder, inputs, {"low_res_logits": (n, height, width), "predicted_iou": (n,)}
+        )
+        logits = found["low_res_logits"]
+        masks: list[Mask] = []
+        for number, (embedding, each) in enumerate(zip(embeddings, prompts, strict=True)):
+            own = logits[len(masks) : len(masks) + len(each)]
+            size = None if sizes is None else sizes[number]
+            maps = embedding.frame.upscale(own, size)
+            masks.extend(maps > np.float32(record.mask_threshold))
+        return TeacherMasks(masks, logits, found["predicted_iou"])
+
+    @staticmethod
+    def _run(
+        engine: Engine, inputs: Arrays, shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Run a network on those inputs that it has; its answers must be finite and of these shapes."""
+        missing = sorted(set(engine.inputs) - set(inputs))
+        if missing:
+            raise BundleError(f"the teacher's network asks for {missing[0]}, which nobody has.")
+        answers = engine.run({name: inputs[name] for name in engine.inputs})
+        for name, shape in shapes.items():
+            if name not in answers or answers[name].shape != shape:
+                found = answers[name].shape if name in answers else "nothing"
+                raise BundleError(f"{name} must have the shape {shape}, not {found}.")
+            if not np.isfinite(answers[name]).all():
+                raise BundleError(
+                    f"{name} must be finite, not NaN or infinite: the network is broken or overflows; "
+                    "no mask is given."
+                )
+        return answers

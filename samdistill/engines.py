@@ -1,0 +1,133 @@
+"""Which of a bundle's engines runs a network here: the fastest that was proved and can be had.
+
+Knows no image; the libraries are behind `runtime`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from samdistill.bundle import Bundle
+from samdistill.errors import BundleError, DeviceUnavailable, UsageError
+from samdistill.manifest import EngineRecord, Part
+from samdistill.runtime import RUNTIMES, Device, Engine, is_installed, open_engine
+
+
+@dataclass(frozen=True)
+class OpenedPart:
+    """A network that runs.
+
+    Attributes
+    ----------
+    engine
+        Opened.
+    record
+        Which of the manifest's engines it is.
+    """
+
+    engine: Engine
+    record: EngineRecord
+
+    def __str__(self) -> str:
+        return f"{self.record.runtime} {self.record.precision} ({self.engine.provider})"
+
+
+def candidates(
+    bundle: Bundle, part: Part, *, device: str, runtime: str = "auto", precision: str | None = None
+) -> list[EngineRecord]:
+    """List the engines that may run a network on a device, the fastest first.
+
+    Proved ones come before those that were only compared in numbers. Where none was proved on a GPU, ONNX
+    Runtime's fp32 graph is what may run there; `verify` proves it on the spot.
+
+    Raises
+    ------
+    UsageError
+        When the runtime is unknown, or the bundle has no such engine.
+    """
+    if runtime != "auto" and runtime not in RUNTIMES:
+        raise UsageError(f"runtime must be auto or one of {', '.join(RUNTIMES)}, not {runtime!r}.")
+    kind = Device.parse(device).kind
+    own = [engine for engine in bundle.manifest.engines if engine.model == part]
+    found = [engine for engine in own if engine.device == kind]
+    if kind == "cuda":
+        found += [e for e in own if (e.runtime, e.precision, e.device) == ("onnxruntime", "fp32", "cpu")]
+    found = [
+        engine
+        for engine in sorted(found, key=lambda engine: not engine.verified)
+        if runtime in ("auto", engine.runtime) and precision in (None, engine.precision)
+    ]
+    if not found:
+        have = sorted({f"{engine.runtime} {engine.precision}" for engine in own})
+        wanted = " ".join(word for word in (runtime, precision) if word)
+        raise UsageError(
+            f"runtime must be one the bundle has for its {part} on {kind}: {', '.join(have)}, not {wanted}. "
+            "Export again with the engine that is wanted."
+        )
+    return found
+
+
+def open_part(
+    bundle: Bundle,
+    part: Part,
+    *,
+    device: str = "cpu",
+    runtime: str = "auto",
+    precision: str | None = None,
+    threads: int | None = None,
+) -> OpenedPart:
+    """Open a network of a bundle.
+
+    Parameters
+    ----------
+    device
+        "cpu", "cuda" or "cuda:N"; never another one in its place.
+    runtime
+        Key of runtime.RUNTIMES; or "auto": the fastest whose library is installed.
+    precision
+        One of manifest.Precision, or None for the fastest.
+    threads
+        CPU threads within one call; None lets the runtime choose.
+
+    Raises
+    ------
+    UsageError
+        When the bundle has no such engine.
+    DeviceUnavailable
+        When the library or the device cannot be had.
+    BundleError
+        When a file is damaged, or its network not what the manifest says.
+    """
+    found = candidates(bundle, part, device=device, runtime=runtime, precision=precision)
+    record = next((one for one in found if is_installed(one.runtime)), None)
+    if record is None:
+        names = sorted({one.runtime for one in found})
+        raise DeviceUnavailable(
+            f"{' or '.join(names)} must be installed to run this bundle on {device}. "
+            "Run: pip install 'samdistill[cpu]', or 'samdistill[gpu]' beside an NVIDIA GPU; "
+            "`samdistill doctor` says more."
+        )
+    return OpenedPart(open_record(bundle, record, device=device, threads=threads), record)
+
+
+def open_record(bundle: Bundle, record: EngineRecord, *, device: str, threads: int | None = None) -> Engine:
+    """Open one of the manifest's engines; errors as for `open_part`."""
+    data = {} if record.data is None else {record.data: bundle.read(record.data)}
+    engine = open_engine(
+        bundle.read(record.file),
+        device=device,
+        runtime=record.runtime,
+        threads=threads,
+        precision=record.precision,
+        data=data,
+    )
+    network = bundle.manifest.models.of(record.model)
+    for kind, names, tensors in (
+        ("inputs", network.inputs, engine.inputs),
+        ("outputs", network.outputs, engine.outputs),
+    ):
+        if set(names) != set(tensors):
+            raise BundleError(
+                f"the {record.model}'s {kind} must be {', '.join(names)}, not {', '.join(tensors)}."
+            )
+    return engine

@@ -1,0 +1,288 @@
+"""The exported teacher is the teacher: every combination of prompts, any size, alone and together."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from bundles import rewrite
+from colour_student import CLASS_NAMES, ColourStudent
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_sam import small_sam, small_teacher
+
+import samdistill.export.pieces as pieces
+from samdistill import phantoms
+from samdistill.bundled_teacher import BundledTeacher
+from samdistill.errors import BundleError, UsageError
+from samdistill.export.bundle import publish
+from samdistill.export.parity import ParityError
+from samdistill.export.pieces import Source, teacher_record
+from samdistill.export.teacher_onnx import Graph, export_decoder, export_encoder
+from samdistill.export.teacher_parity import TeacherReference, combinations
+from samdistill.golden import TeacherCase
+from samdistill.intensity import IntensityRule
+from samdistill.io.dataset import Case, open_dataset
+from samdistill.manifest import Part
+from samdistill.phantoms.folder import write
+from samdistill.prompts import PromptConfig, Prompts
+from samdistill.runtime import open_engine
+from samdistill.teacher import Teacher, load_teacher
+from samdistill.teacher_frame import TeacherFrame
+from samdistill.verify import verify
+
+Graphs = dict[Part, Graph]
+SIZES = [(90, 120), (131, 77), (128, 128), (300, 256)]  # smaller than the encoder's square, equal, larger
+
+
+def graphs_of(teacher: Teacher) -> Graphs:
+    return {"encoder": export_encoder(teacher), "decoder": export_decoder(teacher)}
+
+
+def opened(teacher: Teacher, graphs: Graphs) -> BundledTeacher:
+    encoder, decoder = (open_engine(graph.content) for graph in graphs.values())
+    return BundledTeacher(teacher_record(teacher, "none"), encoder, decoder)
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[Teacher, Graphs]:
+    teacher = small_teacher()
+    return teacher, graphs_of(teacher)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[Teacher, Graphs]:
+    teacher = load_teacher("tiny")
+    return teacher, graphs_of(teacher)
+
+
+@pytest.fixture(scope="module")
+def medsam() -> tuple[Teacher, Graphs]:
+    teacher = Teacher("medsam", small_sam(3), weights_sha256="0" * 64, preprocessing="medsam")
+    return teacher, graphs_of(teacher)
+
+
+def picture(size: tuple[int, int], index: int = 0) -> tuple[Any, list[Prompts]]:
+    """A phantom and every combination of prompts for its first object."""
+    phantom = phantoms.make("endoscopy", seed=4, index=index, size=size)
+    return phantom.image, combinations(phantom.masks[phantom.masks.any(axis=(1, 2)).argmax()])
+
+
+def agree(teacher: Teacher, exported: BundledTeacher, images: list[Any], sets: list[list[Prompts]]) -> None:
+    theirs, ours = teacher.embed(images), exported.embed(images)
+    for one, other in zip(theirs, ours, strict=True):
+        np.testing.assert_allclose(other.features, one.features.numpy(), atol=2e-4)
+        assert (one.image_size, one.input_size) == (other.image_size, other.frame.input_size)
+    for multimask in (None, True, False):
+        expected = teacher.segment(theirs, sets, multimask=multimask)
+        found = exported.segment(ours, sets, multimask=multimask)
+        np.testing.assert_allclose(found.predicted_iou, expected.predicted_iou, atol=1e-4)
+        scale = max(1.0, np.abs(expected.low_res_logits).max())
+        np.testing.assert_allclose(found.low_res_logits, expected.low_res_logits, atol=2e-5 * scale)
+        assert len(found.masks) == len(expected.masks)
+        for mask, wanted in zip(found.masks, expected.masks, strict=True):
+            assert mask.shape == wanted.shape
+            assert (mask != wanted).mean() < 2e-4
+
+
+@pytest.mark.parametrize("name", ["small", "tiny"])
+def test_every_combination_of_prompts_on_images_of_every_size_gives_what_pytorch_gives(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    teacher, graphs = request.getfixturevalue(name)
+    exported = opened(teacher, graphs)
+    pictures = [picture(size, index) for index, size in enumerate(SIZES)]
+    images, sets = [image for image, _ in pictures], [own for _, own in pictures]
+    agree(teacher, exported, images, sets)
+    # Alone, each set gives what it gives in company.
+    together = exported.segment(exported.embed(images), sets)
+    alone = [exported.segment(exported.embed([image]), [[one]]) for image, own in pictures for one in own]
+    for number, answer in enumerate(alone):
+        np.testing.assert_allclose(answer.low_res_logits[0], together.low_res_logits[number], atol=2e-3)
+
+
+def test_an_answer_is_given_back_as_a_prompt_like_in_pytorch(tiny: tuple[Teacher, Graphs]) -> None:
+    teacher, graphs = tiny
+    exported = opened(teacher, graphs)
+    image, sets = picture((90, 120))
+    (theirs,), (ours,) = teacher.embed([image]), exported.embed([image])
+    first = teacher.segment([theirs], [sets]).low_res_logits
+    expected = teacher.segment([theirs], [sets], previous=first)
+    found = exported.segment([ours], [sets], previous=first)
+    np.testing.assert_allclose(found.low_res_logits, expected.low_res_logits, atol=2e-3)
+    np.testing.assert_array_equal(found.masks, expected.masks)
+
+
+def test_medsam_gets_boxes_alone_and_answers_as_in_pytorch(medsam: tuple[Teacher, Graphs]) -> None:
+    teacher, graphs = medsam
+    assert graphs["encoder"].inputs == ("pixels",)
+    exported = opened(teacher, graphs)
+    pictures = [picture(size, index) for index, size in enumerate(SIZES)]
+    agree(teacher, exported, [image for image, _ in pictures], [sets[:1] for _, sets in pictures])
+    image, sets = pictures[0]
+    with pytest.raises(ValueError, match="box alone for MedSAM"):
+        exported.segment(exported.embed([image]), [sets[1:2]])
+
+
+def test_no_prompts_are_no_masks(tiny: tuple[Teacher, Graphs]) -> None:
+    exported = opened(*tiny)
+    embeddings = exported.embed([picture((90, 120))[0]])
+    assert exported.segment(embeddings, [[]]).masks == []
+    assert exported.embed([]) == []
+    with pytest.raises(ValueError, match="one list an embedding, 1, not 2"):
+        exported.segment(embeddings, [[], []])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([16, 64, 256]), st.integers(0, 2**32 - 1))
+def test_logits_come_back_to_the_image_as_in_torch(height: int, width: int, side: int, seed: int) -> None:
+    """torch's bilinear interpolation, twice, with the padding cut in between, is the reference."""
+    frame = TeacherFrame((height, width), side)
+    logits = np.random.default_rng(seed).normal(0, 5, (2, side // 4, side // 4)).astype(np.float32)
+    maps = torch.nn.functional.interpolate(torch.from_numpy(logits)[:, None], (side, side), mode="bilinear")
+    maps = maps[..., : frame.input_size[0], : frame.input_size[1]]
+    expected = torch.nn.functional.interpolate(maps, (height, width), mode="bilinear")[:, 0].numpy()
+    np.testing.assert_allclose(frame.upscale(logits), expected, atol=1e-4)
+
+
+def test_weights_that_do_not_fit_into_the_graph_lie_beside_it(small: tuple[Teacher, Graphs]) -> None:
+    teacher, graphs = small
+    split = export_encoder(teacher, max_bytes=1000)
+    assert split.data is not None
+    assert len(split.content) < len(graphs["encoder"].content)
+    engine = open_engine(split.content, data={"encoder.onnx.data": split.data})
+    whole = open_engine(graphs["encoder"].content)
+    inputs = {
+        "pixels": np.random.default_rng(0).integers(0, 256, (1, 3, 128, 128), np.uint8),
+        "input_size": np.array([[128, 100]]),
+    }
+    np.testing.assert_allclose(engine.run(inputs)["embeddings"], whole.run(inputs)["embeddings"], atol=1e-5)
+    with pytest.raises(BundleError, match="cannot open the network"):
+        open_engine(split.content)
+
+
+# --- the gate
+
+
+def moved_bias(content: bytes, amount: float) -> bytes:
+    """The graph with the last bias of its predicted masks moved: everything is a little wrong."""
+    graph = onnx.load_from_string(content)
+    tensor = max(
+        (one for one in graph.graph.initializer if list(one.dims) == [4, 16] or "iou" in one.name),
+        key=lambda one: one.name,
+    )
+    values = onnx.numpy_helper.to_array(tensor) + np.float32(amount)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    return graph.SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
+    folder = tmp_path_factory.mktemp("cases")
+    write(folder, "endoscopy", 3, seed=5, size=(70, 96))
+    return list(open_dataset(folder).cases)
+
+
+def test_the_gate_passes_the_export_and_stops_one_whose_weights_were_moved(
+    small: tuple[Teacher, Graphs], cases: list[Case]
+) -> None:
+    teacher, graphs = small
+    reference = TeacherReference(
+        teacher, teacher_record(teacher, "none"), ((c.read_image(), c.read_labels()) for c in cases)
+    )
+    encoder, decoder = (open_engine(graph.content) for graph in graphs.values())
+    for part in ("encoder", "decoder"):
+        report = reference.measure(encoder, decoder, model=part)
+        report.require()
+        assert report.images == 3
+        assert report.masks == sum(6 * min(3, c.read_masks().any(axis=(1, 2)).sum()) for c in cases)
+    wrong = open_engine(moved_bias(graphs["decoder"].content, 0.3))
+    with pytest.raises(ParityError, match="the decoder exported in fp32"):
+        reference.measure(encoder, wrong, model="decoder").require()
+
+
+# --- in a bundle
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return Source(ColourStudent(), CLASS_NAMES, False, IntensityRule(), 64, {})
+
+
+@pytest.fixture
+def bundle(
+    source: Source,
+    small: tuple[Teacher, Graphs],
+    cases: list[Case],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    teacher, graphs = small
+    monkeypatch.setattr(pieces, "export_encoder", lambda teacher: graphs["encoder"])
+    monkeypatch.setattr(pieces, "export_decoder", lambda teacher: graphs["decoder"])
+    unlabelled = [case.without_labels() for case in cases]
+    config = PromptConfig(count=2, per_component=True)
+    return publish(source, unlabelled, tmp_path / "bundle", teacher=teacher, prompts=config).path
+
+
+def test_a_bundle_holds_teacher_and_prompts_and_opens_without_torch(
+    bundle: Path, small: tuple[Teacher, Graphs]
+) -> None:
+    code = (
+        "import sys; from samdistill.bundled_teacher import BundledTeacher; "
+        "from samdistill.bundle import Bundle; from samdistill.verify import verify; "
+        f"bundle = Bundle.open({str(bundle)!r}); print(bundle.manifest.prompts.count); "
+        "teacher = BundledTeacher.load(bundle); print(teacher.record.name, teacher.parts['decoder']); "
+        f"print([case.name for case in verify({str(bundle)!r}).golden]); "
+        "sys.exit(str({'torch', 'onnx', 'segment_anything'} & set(sys.modules) or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
+    assert done.stdout.splitlines() == [
+        "2",
+        "small onnxruntime fp32 (CPUExecutionProvider)",
+        "['endoscopy', 'ultrasound', 'xray', 'teacher']",
+    ]
+    image, sets = picture((90, 120))
+    agree(small[0], BundledTeacher.load(bundle), [image], [sets])
+
+
+@pytest.mark.parametrize("amount", [0.3])
+def test_a_decoder_edited_after_publication_is_found_by_verify(bundle: Path, amount: float) -> None:
+    file = bundle / "decoder.onnx"
+    file.write_bytes(moved_bias(file.read_bytes(), amount))
+    with pytest.raises(BundleError, match=r"decoder\.onnx must have"):
+        verify(bundle)
+    rewrite(bundle)
+    with pytest.raises(BundleError, match=r"golden cases come out otherwise.*teacher"):
+        verify(bundle)
+
+
+def test_encoder_and_decoder_swapped_are_found(bundle: Path) -> None:
+    one, other = bundle / "encoder.onnx", bundle / "decoder.onnx"
+    contents = one.read_bytes(), other.read_bytes()
+    one.write_bytes(contents[1])
+    other.write_bytes(contents[0])
+    rewrite(bundle)
+    with pytest.raises(BundleError, match="the encoder's inputs must be pixels, input_size, not"):
+        BundledTeacher.load(bundle)
+
+
+def test_a_bundle_without_a_teacher_says_so(tiny_bundle: Path) -> None:
+    with pytest.raises(UsageError, match="must hold a teacher"):
+        BundledTeacher.load(tiny_bundle)
+
+
+def test_a_golden_case_comes_back_from_its_file(bundle: Path) -> None:
+    content = (bundle / "golden" / "teacher.npz").read_bytes()
+    case = TeacherCase.from_npz(content, "teacher")
+    assert case.to_npz() == content
+    assert len(case.prompts()) == 5
+    assert len(case.masks) == len(case.predicted_iou) == len(case.probabilities) == 10
+    assert any(mask.any() and not mask.all() for mask in case.masks)
