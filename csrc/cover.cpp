@@ -138,13 +138,27 @@ CoverAnswer CoverSearch::run() {
   Node root{0, 0, std::vector<Indices>(classes), std::vector<ClassAnswer>(classes)};
   CoverStop stop = CoverStop::none;
   bool possible = true;
+  // An equal share of what is left for each; then what the others left over for those that were not finished.
+  std::vector<std::size_t> unfinished;
   for (std::size_t c = 0; c < classes; ++c) {
     budget_.allot(1.0 / static_cast<double>(classes - c));
     root.answers[c] = cover_class(bounds(c, problem_.proposals), without({}), -1, budget_);
-    if (budget_.stop() != CoverStop::none) stop = budget_.stop();
-    if (!root.answers[c].found) possible = possible && budget_.stop() != CoverStop::none;
-    root.bound += root.answers[c].upper_bound;
+    if (budget_.stop() != CoverStop::none)
+      unfinished.push_back(c);
+    else
+      possible = possible && root.answers[c].found;
   }
+  for (std::size_t i = 0; i < unfinished.size() && possible; ++i) {
+    ClassAnswer& answer = root.answers[unfinished[i]];
+    budget_.allot(0.9 / static_cast<double>(unfinished.size() - i));
+    const ClassAnswer again = cover_class(bounds(unfinished[i], problem_.proposals), without({}),
+                                          answer.found ? answer.value : -1, budget_);
+    stop = budget_.stop() != CoverStop::none ? budget_.stop() : stop;
+    const double bound = std::min(answer.upper_bound, again.upper_bound);
+    if (again.found) answer = again;
+    answer.upper_bound = bound;
+  }
+  for (const ClassAnswer& answer : root.answers) root.bound += answer.upper_bound;
   budget_.allot(1);
   double left = -1;  // the greatest bound of what was given up
   if (possible) open_.push(root);
@@ -166,7 +180,7 @@ CoverAnswer CoverSearch::run() {
   best_.nodes = budget_.spent();
   best_.upper_bound = std::max(left, best_.found ? best_.value : 0.0);
   if (budget_.stop() != CoverStop::none) stop = budget_.stop();
-  if (best_.upper_bound > best_.value + 1e-9) best_.stop = stop;
+  if (possible && (!best_.found || best_.upper_bound > best_.value + 1e-9)) best_.stop = stop;
   return best_;
 }
 

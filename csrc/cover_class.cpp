@@ -50,6 +50,8 @@ class ClassSearch {
   void add_last(const View& view, const Coverage& coverage, const std::vector<std::uint32_t>& chosen,
                 const std::vector<std::uint32_t>& candidates);
   void open(std::size_t branches, std::size_t next);
+  // The weight that a union must exceed to exceed a level; below 0, where anything will do, also by 0.
+  double goal(double level) const { return level * total_ - (level < 0 ? 1.0 : 0.0); }
   double highest(double over, double level, double outside) const;
   std::size_t still_needed(std::size_t chosen) const {
     return bounds_.least() > chosen ? bounds_.least() - chosen : 0;
@@ -96,13 +98,13 @@ bool ClassSearch::settle(View& view) {
     Relaxation relaxation(view, bounds_.least(), most);
     std::vector<char> dead(view.candidates(), 0);
     const double before = level_, level = level_ + kLeastGain;
-    const double bound = relaxation.sharpen(level, level * view.total, kRounds, dead, [&](const auto& top) {
+    const double bound = relaxation.sharpen(level, goal(level), kRounds, dead, [&](const auto& top) {
       Coverage coverage(view);
       for (const std::uint32_t k : top) coverage.add(k);
       if (coverage.value() > level) accept(view, improve(view, bounds_, top));
       return level_ > before;
     });
-    if (level_ == before && bound <= level * view.total) return true;
+    if (level_ == before && bound <= goal(level)) return true;
     const auto lost = static_cast<std::size_t>(std::count(dead.begin(), dead.end(), 1));
     if (level_ == before && lost * 10 <= view.candidates() && phase > 0) break;
     for (char& flag : dead) flag = flag == 0 ? 1 : 0;
@@ -127,7 +129,7 @@ void ClassSearch::open(std::size_t index, std::size_t next) {
       if (i >= needed && b.score[next + 1 + i] <= 0) break;
       sum += b.score[next + 1 + i];
     }
-    const double over = sum - b.level * total_;
+    const double over = sum - goal(b.level);
     if (over > 0) bound = highest(over, b.level, b.outside);
   }
   if (bound > level_ + kLeastGain) {
@@ -161,7 +163,7 @@ void ClassSearch::expand(const View& view, const std::vector<std::uint32_t>& cho
   if (more == 1) return add_last(view, coverage, chosen, candidates);
 
   const Relaxation& relaxation = *relaxation_;
-  const double level = level_ + kLeastGain, goal = level * total_;
+  const double level = level_ + kLeastGain, sought = goal(level);
   const double* const scores = relaxation.scores(more);
   std::vector<double> score(view.candidates());
   std::vector<std::uint32_t> order;
@@ -177,7 +179,7 @@ void ClassSearch::expand(const View& view, const std::vector<std::uint32_t>& cho
       if (seen[j] == 0) seen[j] = 1, sure += relaxation.rest(j);
     }
     score[k] = sum;
-    if (total_ > level * (total_ + outside)) order.push_back(k);
+    if (level < 0 || total_ > level * (total_ + outside)) order.push_back(k);
   }
   std::sort(order.begin(), order.end(), [&score](std::uint32_t x, std::uint32_t y) {
     return score[x] > score[y] || (score[x] == score[y] && x < y);
@@ -189,11 +191,11 @@ void ClassSearch::expand(const View& view, const std::vector<std::uint32_t>& cho
   for (; count < more && count < order.size() && (count < needed || score[order[count]] > 0); ++count) {
     bound += score[order[count]];
   }
-  if (bound <= goal) return;
+  if (bound <= sought) return;
   const double worst = count == 0 ? 0.0 : score[order[count - 1]];
   const double freed = count == more ? worst : std::min(worst, 0.0);
   std::size_t kept = count;
-  while (kept < order.size() && bound - freed + score[order[kept]] > goal) ++kept;
+  while (kept < order.size() && bound - freed + score[order[kept]] > sought) ++kept;
   order.resize(kept);
   Branches branches{chosen, order, {}, sure, coverage.outside(), level};
   for (const std::uint32_t k : order) branches.score.push_back(score[k]);
@@ -207,14 +209,14 @@ void ClassSearch::grow(const View& view) {
   std::vector<char> dead(view.candidates(), 0);
   const double level = level_ + kLeastGain;
   const double highest_sum =
-      relaxation.sharpen(level, level * total_, 2 * kRounds, dead, [](const auto&) { return false; });
+      relaxation.sharpen(level, goal(level), 2 * kRounds, dead, [](const auto&) { return false; });
   relaxation_ = &relaxation;
   relaxation.weigh(level);
   std::vector<std::uint32_t> all;
   for (std::uint32_t k = 0; k < view.candidates(); ++k) {
     if (dead[k] == 0) all.push_back(k);
   }
-  double bound = highest(highest_sum - level * total_, level, 0);  // of what is not searched yet
+  double bound = highest(highest_sum - goal(level), level, 0);  // of what is not searched yet
   if (budget_.spend()) {
     expand(view, {}, all);
     while (true) {
