@@ -17,7 +17,7 @@ from pathlib import Path
 
 from torch import nn
 
-from samdistill import prompts as prompting
+from samdistill import refine
 from samdistill._version import __version__
 from samdistill.errors import InputRejected, UsageError
 from samdistill.export.model_card import model_card
@@ -35,7 +35,7 @@ from samdistill.manifest import (
     Models,
     Normalisation,
 )
-from samdistill.prompts import PromptConfig
+from samdistill.refine import RefineConfig
 from samdistill.report.overlay import class_colour
 from samdistill.teacher import Teacher, load_teacher
 from samdistill.teacher.checkpoints import KNOWN
@@ -77,7 +77,7 @@ def export_run(
     out: Path | str,
     *,
     teacher: str | None = "tiny",
-    prompts: PromptConfig = prompting.MINE,
+    prompts: RefineConfig | None = None,
     data: Path | None = None,
     force: bool = False,
     name: str | None = None,
@@ -92,6 +92,8 @@ def export_run(
         The run's folder.
     teacher
         Name or path for `load_teacher`, or None.
+    prompts
+        None takes the run's own.
     data
         Where the run's data lie now; None takes the place the run recorded.
 
@@ -117,7 +119,7 @@ def export_run(
         opened.validation_cases(data),
         Path(out),
         teacher=None if teacher is None else load_teacher(teacher),
-        prompts=prompts,
+        prompts=prompts or opened.config.refine_or_default,
         force=force,
         name=name,
         licence=licence,
@@ -131,7 +133,7 @@ def publish(
     out: Path,
     *,
     teacher: Teacher | None = None,
-    prompts: PromptConfig = prompting.MINE,
+    prompts: RefineConfig = refine.MINE,
     force: bool = False,
     name: str | None = None,
     licence: str = "not stated",
@@ -150,7 +152,7 @@ def publish(
     teacher
         On the CPU; None leaves it out.
     prompts
-        How the student's probability maps become the teacher's prompts.
+        How the student's answer is put to the teacher.
     force
         Replace a bundle that is there; anything else there is never touched.
     name

@@ -32,7 +32,7 @@ from samdistill.manifest_records import (
     TeacherRecord,
     require,
 )
-from samdistill.prompts import PromptConfig
+from samdistill.refine import RefineConfig
 
 __all__ = [
     "MANIFEST",
@@ -89,7 +89,7 @@ class Manifest:
     teacher
         Whose encoder and decoder `models` holds; null where it holds none.
     prompts
-        How the student's probability maps become the teacher's prompts; null without a teacher.
+        How the student's answer is put to the teacher; null without a teacher.
     provenance
         What the run tells of its training: fingerprint, split sizes, seed, steps; no path, no file name.
     versions
@@ -119,7 +119,7 @@ class Manifest:
     model_card: str
     cleaning: CleaningRule | None = None
     teacher: TeacherRecord | None = None
-    prompts: PromptConfig | None = None
+    prompts: RefineConfig | None = None
     routing: None = None
     calibration: None = None
 

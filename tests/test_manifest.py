@@ -58,6 +58,7 @@ TEACHER = {
     "mask_threshold": 0.0,
     "licence": "Apache-2.0",
 }
+NOTHING = {"box": False, "points": "none"}
 
 ALLOWED = {
     "cleaning by area": put("cleaning", {"keep": "largest", "min_area_px": 20}),
@@ -109,9 +110,17 @@ REFUSED = {
     "unknown network": (put("models.teacher", {}), "teacher", True),
     "a teacher without networks": (put("teacher", TEACHER), "teacher must be given exactly", False),
     "a teacher of a cut hash": (put("teacher", {**TEACHER, "weights_sha256": "ab"}), "sha256", True),
-    "a teacher of another preprocessing": (put("teacher", {**TEACHER, "preprocessing": "x"}), "prepro", True),
-    "prompts without a teacher": (put("prompts", {"count": 3}), "prompts must be given exactly", False),
-    "prompts that ask for nothing": (put("prompts", {"box": False, "points": "none"}), "all be off", False),
+    "a teacher of another kind": (put("teacher", {**TEACHER, "preprocessing": "x"}), "prepro", True),
+    "prompts without a teacher": (
+        put("prompts", {"first_pass": "box"}),
+        "prompts must be given exactly",
+        False,
+    ),
+    "prompts that ask for nothing": (
+        put("prompts", {"prompts": {"box": False, "points": "none"}}),
+        "all be off",
+        False,
+    ),
     "unknown prompts": (put("prompts", {"circles": 3}), "circles", True),
     "no golden case": (put("golden", []), "golden", True),
     "golden tolerance of zero": (put("golden.0.max_changed_pixels", 0), "max_changed_pixels", True),

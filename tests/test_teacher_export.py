@@ -32,6 +32,7 @@ from samdistill.io.dataset import Case, open_dataset
 from samdistill.manifest import Part
 from samdistill.phantoms.folder import write
 from samdistill.prompts import PromptConfig, Prompts
+from samdistill.refine import RefineConfig
 from samdistill.runtime import open_engine
 from samdistill.teacher import Teacher, load_teacher
 from samdistill.teacher_frame import TeacherFrame
@@ -227,7 +228,7 @@ def bundle(
     monkeypatch.setattr(pieces, "export_encoder", lambda teacher: graphs["encoder"])
     monkeypatch.setattr(pieces, "export_decoder", lambda teacher: graphs["decoder"])
     unlabelled = [case.without_labels() for case in cases]
-    config = PromptConfig(count=2, per_component=True)
+    config = RefineConfig(PromptConfig(count=2, per_component=True), second_pass="points")
     return publish(source, unlabelled, tmp_path / "bundle", teacher=teacher, prompts=config).path
 
 
@@ -237,7 +238,7 @@ def test_a_bundle_holds_teacher_and_prompts_and_opens_without_torch(
     code = (
         "import sys; from samdistill.bundled_teacher import BundledTeacher; "
         "from samdistill.bundle import Bundle; from samdistill.verify import verify; "
-        f"bundle = Bundle.open({str(bundle)!r}); print(bundle.manifest.prompts.count); "
+        f"bundle = Bundle.open({str(bundle)!r}); print(bundle.manifest.prompts.prompts.count); "
         "teacher = BundledTeacher.load(bundle); print(teacher.record.name, teacher.parts['decoder']); "
         f"print([case.name for case in verify({str(bundle)!r}).golden]); "
         "sys.exit(str({'torch', 'onnx', 'segment_anything'} & set(sys.modules) or ''))"

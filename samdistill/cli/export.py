@@ -16,7 +16,7 @@ def export(
     ] = "tiny",
     no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Leave the teacher out.")] = False,
     prompts: Annotated[
-        Path | None, typer.Option(help="TOML table of how the student prompts the teacher.")
+        str | None, typer.Option(help="How the student prompts the teacher: mine, burden or a TOML file.")
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="The run's data folder, where it has moved since training.")
@@ -30,17 +30,15 @@ def export(
 ) -> None:
     """Publish a run's student, and a teacher beside it, as a bundle that has proved itself."""
     from samdistill.cli.case_progress import CaseProgress
-    from samdistill.config import build, load_toml
     from samdistill.export.bundle import export_run
-    from samdistill.prompts import MINE, PromptConfig
+    from samdistill.refine import load_prompts
 
-    config = MINE if prompts is None else build(PromptConfig, load_toml(prompts), where=str(prompts))
     with CaseProgress("comparing") as progress:
         made = export_run(
             run,
             out,
             teacher=None if no_teacher else teacher,
-            prompts=config,
+            prompts=None if prompts is None else load_prompts(prompts),
             data=data,
             force=force,
             name=name,
