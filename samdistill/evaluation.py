@@ -21,7 +21,7 @@ from samdistill.io.files import sha256_file
 from samdistill.io.images import Pixels
 from samdistill.metrics import Scores, dice_per_class, hd95_and_asd, iou_per_class
 from samdistill.predictor import Mode
-from samdistill.statistics import LEVEL, Estimate, bootstrap_mean
+from samdistill.statistics import LEVEL, Estimate, bootstrap_mean, paired_difference
 
 SCHEMA = 1
 METRICS = ("dice", "dice_present", "iou", "hd95_px", "asd_px")
@@ -187,7 +187,7 @@ class Evaluation:
                 for case in self.cases
             ],
         }
-        without_nan: dict[str, Any] = _nan_to_none(plain)
+        without_nan: dict[str, Any] = nan_to_none(plain)
         return without_nan
 
 
@@ -297,6 +297,28 @@ def summarize(
     return Evaluation(tuple(class_names), mode, overall, classes, tuple(cases), grouped)
 
 
+def compare(first: Evaluation, second: Evaluation, *, seed: int = 0) -> dict[str, Estimate]:
+    """Metric by metric the mean of first - second over the same cases, with its paired bootstrap interval.
+
+    Raises
+    ------
+    ValueError
+        When the two did not score the same cases in the same order.
+    """
+    if [case.id for case in first.cases] != [case.id for case in second.cases]:
+        raise ValueError("first and second must have scored the same cases in the same order.")
+    left, right = [[case.means() for case in one.cases] for one in (first, second)]
+    return {
+        metric: paired_difference(
+            [row[metric] for row in left],
+            [row[metric] for row in right],
+            groups=[case.group for case in first.cases],
+            seed=seed,
+        )
+        for metric in METRICS
+    }
+
+
 def unseen(cases: Sequence[Case], trained_on: Collection[str]) -> tuple[Case, ...]:
     """The cases a model was not trained on.
 
@@ -336,9 +358,10 @@ def _mean(values: Sequence[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _nan_to_none(value: Any) -> Any:
+def nan_to_none(value: Any) -> Any:
+    """Nested dicts and lists with None for NaN, as JSON can hold them."""
     if isinstance(value, dict):
-        return {key: _nan_to_none(one) for key, one in value.items()}
+        return {key: nan_to_none(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_nan_to_none(one) for one in value]
+        return [nan_to_none(one) for one in value]
     return None if isinstance(value, float) and math.isnan(value) else value

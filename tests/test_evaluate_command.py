@@ -115,6 +115,41 @@ def test_wrong_words_and_broken_data_end_with_their_exit_codes(data: Path, tmp_p
     assert "half.png" in done.stderr and len(done.stderr.splitlines()) <= 2
 
 
+@pytest.fixture
+def confused(tmp_path: Path) -> Path:
+    """A copy of the bundle that takes each of its classes for the other."""
+    shutil.copytree(TINY, tmp_path / "confused")
+    manifest = json.loads((tmp_path / "confused" / "manifest.json").read_text())
+    one, other = manifest["classes"]
+    one["name"], other["name"] = other["name"], one["name"]
+    (tmp_path / "confused" / "manifest.json").write_text(json.dumps(manifest))
+    return tmp_path / "confused"
+
+
+def test_two_bundles_are_compared_image_by_image(data: Path, confused: Path, tmp_path: Path) -> None:
+    """The means of 1, 5/6 and 1/2 become 0, 0 and 1/2."""
+    report = tmp_path / "report.html"
+    done = samdistill("evaluate", TINY, data, "--against", confused, "--report", report)
+    assert done.returncode == 0, done.stderr
+    assert "Dice, tiny_bundle less confused: +0.611" in done.stdout
+    assert "red · tiny_bundle" in done.stdout and "red · confused" in done.stdout
+    assert "red · confused" in report.read_text()
+    told = json.loads(samdistill("evaluate", TINY, data, "--against", confused, "--json").stdout)
+    assert told["against"]["difference"]["dice"]["mean"] == pytest.approx((1 + 5 / 6) / 3)
+    assert told["against"]["dice"] == pytest.approx(1 / 6)
+    same = samdistill("evaluate", TINY, data, "--against", TINY)
+    assert "no difference can be told" in same.stdout
+
+
+def test_a_bundle_of_other_classes_is_not_compared_with(data: Path, confused: Path) -> None:
+    manifest = json.loads((confused / "manifest.json").read_text())
+    manifest["classes"][0]["name"] = "green"
+    (confused / "manifest.json").write_text(json.dumps(manifest))
+    done = samdistill("evaluate", TINY, data, "--against", confused)
+    assert done.returncode == 2
+    assert "--against must have the classes red, bright" in done.stderr
+
+
 def test_the_report_of_an_evaluation_shows_the_training_too(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from samdistill.evaluation import Evaluation
     from samdistill.io.dataset import Case, Dataset
     from samdistill.predictor import Predictor
+    from samdistill.statistics import Estimate
 
 
 def evaluate(
@@ -22,6 +23,9 @@ def evaluate(
     include_trained: Annotated[
         bool, typer.Option("--include-trained", help="Score images the bundle was trained on, too.")
     ] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="Another bundle of the same classes to compare with, image by image.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Also write a report, one HTML file.")] = None,
     run: Annotated[
         Path | None, typer.Option(help="Run folder whose learning curves the report shows.")
@@ -34,10 +38,12 @@ def evaluate(
     Images that the bundle was trained on, and others of the same group, are left out.
     """
     import json
+    from dataclasses import asdict
     from itertools import count
 
     from samdistill.cli.case_progress import CaseProgress
     from samdistill.errors import UsageError
+    from samdistill.evaluation import compare, nan_to_none
     from samdistill.evaluation import evaluate as score
     from samdistill.io.dataset import open_dataset
     from samdistill.predictor import Predictor, parse_mode
@@ -47,12 +53,24 @@ def evaluate(
         raise UsageError("--run adds to a report; say where it goes with --report FILE.")
     predictor = Predictor.load(bundle, device, runtime)
     dataset = open_dataset(data, class_names=predictor.class_names)
-    cases = _choose(dataset, predictor, include_trained)
-    done = count(1)
-    with CaseProgress("evaluating") as progress:
-        result = score(
-            predictor, cases, chosen, seed=seed, on_case=lambda _: progress.on_case(next(done), len(cases))
+    other = None if against is None else Predictor.load(against, device, runtime)
+    if other is not None and set(other.class_names) != set(predictor.class_names):
+        raise UsageError(
+            f"--against must have the classes {', '.join(predictor.class_names)}, "
+            f"not {', '.join(other.class_names)}."
         )
+    cases = _choose(dataset, predictor, include_trained)
+    if other is not None:
+        fair = {case.id for case in _choose(dataset, other, include_trained)}
+        cases = tuple(case for case in cases if case.id in fair)
+    contestants = [predictor] if other is None else [predictor, other]
+    done, total = count(1), len(cases) * len(contestants)
+    with CaseProgress("evaluating") as progress:
+        result, *rest = [
+            score(one, cases, chosen, seed=seed, on_case=lambda _: progress.on_case(next(done), total))
+            for one in contestants
+        ]
+    difference = compare(result, rest[0], seed=seed) if rest else None
     told = {
         "bundle": {"name": predictor.manifest.name, "sha256": predictor.bundle_sha256},
         "data": {
@@ -63,12 +81,21 @@ def evaluate(
         },
         "device": {"provider": predictor.provider, "runtime": predictor.runtime},
     }
+    names = [bundle.name] if against is None else [bundle.name, against.name]
+    if other is not None and difference is not None:
+        told["against"] = {
+            "bundle": {"name": other.manifest.name, "sha256": other.bundle_sha256},
+            "dice": rest[0].metrics["dice"].mean,
+            "difference": {metric: asdict(one) for metric, one in difference.items()},
+        }
     if report is not None:
-        _write_report(report, result, predictor, cases, run)
+        _write_report(report, [result, *rest], names, predictor, cases, run)
     if as_json:
-        print(json.dumps({**result.to_dict(), **told}, allow_nan=False))
+        print(json.dumps(nan_to_none({**result.to_dict(), **told}), allow_nan=False))
     else:
-        _show(result)
+        _show([result, *rest], names)
+        if difference is not None:
+            print(f"\n{_told(names, difference['dice'])}")
 
 
 def _choose(dataset: Dataset, predictor: Predictor, include_trained: bool) -> tuple[Case, ...]:
@@ -108,7 +135,20 @@ def _choose(dataset: Dataset, predictor: Predictor, include_trained: bool) -> tu
     return fair
 
 
-def _show(result: Evaluation) -> None:
+def _told(names: list[str], dice: Estimate) -> str:
+    """What the comparison comes to, as a sentence."""
+    verdict = "no difference can be told"
+    if dice.low > 0:
+        verdict = f"{names[0]} is better"
+    elif dice.high < 0:
+        verdict = f"{names[1]} is better"
+    return (
+        f"Dice, {names[0]} less {names[1]}: {dice.mean:+.3f} ({dice.low:+.3f} to {dice.high:+.3f}), "
+        f"paired over {dice.count} images: {verdict}."
+    )
+
+
+def _show(results: list[Evaluation], names: list[str]) -> None:
     """The summary with classes as columns, so that it fits a narrow terminal; many take several tables."""
     from rich.console import Console
     from rich.markup import escape
@@ -117,7 +157,8 @@ def _show(result: Evaluation) -> None:
     from samdistill.report.pages import summary_rows
 
     console = Console(highlight=False)
-    headers, rows = summary_rows([result])
+    result = results[0]
+    headers, rows = summary_rows(results, names)
     label_width, cell_width = 17, 22
     columns = max(1, (console.width - label_width) // cell_width)
     print(f"{len(result.cases)} images, mode {result.mode}; means with 95 % intervals")
@@ -133,14 +174,27 @@ def _show(result: Evaluation) -> None:
 
 
 def _write_report(
-    path: Path, result: Evaluation, predictor: Predictor, cases: tuple[Case, ...], run: Path | None
+    path: Path,
+    results: list[Evaluation],
+    names: list[str],
+    predictor: Predictor,
+    cases: tuple[Case, ...],
+    run: Path | None,
 ) -> None:
     from samdistill.report.document import write_report
     from samdistill.report.pages import bundle_section, evaluation_sections, run_sections
 
     manifest = predictor.manifest
     colours = [(one.colour[0], one.colour[1], one.colour[2]) for one in manifest.classes]
-    sections = evaluation_sections(result, predictor, cases, intensity=manifest.intensity, colours=colours)
+    result = results[0]
+    sections = evaluation_sections(
+        result,
+        predictor,
+        cases,
+        intensity=manifest.intensity,
+        colours=colours,
+        against=dict(zip(names, results, strict=True)) if len(results) > 1 else None,
+    )
     if run is not None:
         sections += run_sections(run)
     write_report(

@@ -29,6 +29,7 @@ def evaluation_sections(
     *,
     intensity: IntensityRule | None = None,
     colours: Sequence[Colour] = COLOURS,
+    against: Mapping[str, Evaluation] | None = None,
 ) -> list[Section]:
     """Summary, distribution and the worst and best cases of an evaluation.
 
@@ -42,17 +43,27 @@ def evaluation_sections(
         The rule by which raw pixels are shown as uint8, as the bundle names it; None takes them as they are.
     colours
         RGB of each class, used in turns.
+    against
+        Two names, two evaluations of the same cases: this one and another that it is compared with.
     """
     return [
-        summary([evaluation]),
+        summary([evaluation]) if against is None else summary(list(against.values()), list(against)),
         distribution(evaluation),
         examples(evaluation, predictor, cases, intensity=intensity, colours=colours),
     ]
 
 
-def summary(evaluations: Sequence[Evaluation]) -> Section:
-    """A table of every class and their mean, for one evaluation or for several modes side by side."""
-    headers, rows = summary_rows(evaluations)
+def summary(evaluations: Sequence[Evaluation], names: Sequence[str] | None = None) -> Section:
+    """A table of every class and their mean, for one evaluation or several side by side.
+
+    Parameters
+    ----------
+    evaluations
+        Of the same classes.
+    names
+        What to call each where there are several; None: their modes.
+    """
+    headers, rows = summary_rows(evaluations, names)
     unit = "groups" if any(evaluation.grouped for evaluation in evaluations) else "cases"
     caption = (
         f"Means with 95 % bootstrap intervals over {unit}. Dice and IoU are 1 where both masks are empty, "
@@ -62,14 +73,17 @@ def summary(evaluations: Sequence[Evaluation]) -> Section:
     return Section("Summary", table(headers, rows, caption=caption))
 
 
-def summary_rows(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
+def summary_rows(
+    evaluations: Sequence[Evaluation], names: Sequence[str] | None = None
+) -> tuple[list[str], list[list[str]]]:
     """The header and the rows of `summary` as plain text; an interval stands in its cell's second line."""
     headers = [
         "class", "Dice", "Dice, present", "IoU", "HD95, px", "ASD, px", "images", "missed", "false alarms"
     ]  # fmt: skip
     rows = []
-    for evaluation in evaluations:
-        mode = f" · {evaluation.mode}" if len(evaluations) > 1 else ""
+    called = names or [evaluation.mode for evaluation in evaluations]
+    for evaluation, label in zip(evaluations, called, strict=True):
+        mode = f" · {label}" if len(evaluations) > 1 else ""
         total, classes = len(evaluation.cases), evaluation.classes
         for name, one in zip(evaluation.class_names, classes, strict=True):
             counts = [f"{one.present} of {total}", str(one.missed), str(one.false_alarms)]
