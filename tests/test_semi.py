@@ -125,12 +125,12 @@ def test_a_run_says_what_its_voices_said(runs: Any, strategy: str) -> None:
         "lambda_c",
         "loss_supervised",
         "loss_consistency",
-        f"dice_student_{second}",
-        "dice_student_truth",
+        f"agree_student_{second}",
+        "agree_student_truth",
     }
     if "semisam" in strategy:
         wanted |= {"lambda_s", "teacher_silent", "teacher_val_dice"}
-        spoken = {"loss_teacher", "dice_student_teacher", "dice_ema_teacher", "dice_teacher_truth"}
+        spoken = {"loss_teacher", "agree_student_teacher", "agree_ema_teacher", "agree_teacher_truth"}
         for record in records:
             assert spoken <= record.keys() or record["teacher_silent"] == 1
     assert all(wanted <= record.keys() for record in records)
@@ -357,7 +357,7 @@ def test_further_options_of_semisam_run(
     watcher = Silent()
     train(data, tmp_path / "run", configured("semisam", max_steps=2, **changes), watcher, cache=cache)
     assert watcher.records[0]["loss_teacher"] > 0
-    assert ("dice_student_ema" in watcher.records[0]) == ("consistency__schedule" not in changes)
+    assert ("agree_student_ema" in watcher.records[0]) == ("consistency__schedule" not in changes)
 
 
 def test_the_loss_on_labels_is_half_of_ce_and_dice(training: Any) -> None:

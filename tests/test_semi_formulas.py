@@ -161,10 +161,10 @@ def test_agreement_leaves_out_what_a_voice_does_not_speak_of() -> None:
     """By hand: class 0: 1 of (2 + 1) pixels shared: 2/3; class 1 both empty: 1; their mean 5/6."""
     one = torch.tensor([[[0.9, 0.8, 0.1], [0.0, 0.0, 0.0]]])
     other = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
-    assert agreements({"a": one, "b": other}) == {"dice_a_b": pytest.approx(5 / 6)}
+    assert agreements({"a": one, "b": other}) == {"agree_a_b": pytest.approx(5 / 6)}
     other[0, 1] = IGNORE
-    assert agreements({"a": one, "b": other})["dice_a_b"] == pytest.approx(2 / 3)
-    assert math.isnan(agreements({"a": one, "b": torch.full_like(other, IGNORE)})["dice_a_b"])
+    assert agreements({"a": one, "b": other})["agree_a_b"] == pytest.approx(2 / 3)
+    assert math.isnan(agreements({"a": one, "b": torch.full_like(other, IGNORE)})["agree_a_b"])
     assert agreements({"a": one, "b": None}) == {}
 
 

@@ -141,11 +141,12 @@ def agreements(voices: Mapping[str, torch.Tensor | None]) -> dict[str, float]:
     Returns
     -------
     dict
-        `dice_<one>_<other>`: mean over classes, then images, of the masks p > 0.5; NaN where nothing is left.
+        `agree_<one>_<other>`, Dice of the masks p > 0.5, mean over classes, then images; NaN where nothing is
+        left.
     """
     heard = {name: voice.detach().cpu() for name, voice in voices.items() if voice is not None}
     return {
-        f"dice_{one}_{other}": _dice(heard[one], heard[other])
+        f"agree_{one}_{other}": _dice(heard[one], heard[other])
         for one, other in itertools.combinations(heard, 2)
     }
 

@@ -11,11 +11,14 @@ from samdistill.io.files import write_bytes
 
 WEIGHTS = {"lambda_c": r"$\lambda_c$, consistency", "lambda_s": r"$\lambda_s$, teacher"}
 VOICES = {
-    "dice_student_ema": "student, EMA",
-    "dice_student_teacher": "student, teacher",
-    "dice_ema_teacher": "EMA, teacher",
-    "dice_student_second": "student, second student",
-    "dice_student_strong": "weak view, strong view",
+    "agree_student_ema": "student, EMA",
+    "agree_student_teacher": "student, teacher",
+    "agree_ema_teacher": "EMA, teacher",
+    "agree_student_second": "student, second student",
+    "agree_student_strong": "weak view, strong view",
+    "agree_student_truth": "student, hidden truth",
+    "agree_ema_truth": "EMA, hidden truth",
+    "agree_teacher_truth": "teacher, hidden truth",
 }
 
 

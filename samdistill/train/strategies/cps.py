@@ -14,7 +14,7 @@ from torch import nn
 from samdistill.train.consistency import HalvedBatches, agreements, binary_ce, supervised_loss
 from samdistill.train.loop import Objective
 from samdistill.train.schedules import ramp_up
-from samdistill.train.strategies.mean_teacher import fit_whole_run, whole_run
+from samdistill.train.strategies.mean_teacher import first_student, fit_whole_run, whole_run
 from samdistill.train.student import Student
 from samdistill.train.training import Training
 
@@ -65,4 +65,4 @@ class CrossPseudo(Objective):
 
 def cps(training: Training) -> None:
     """One phase over the whole run."""
-    fit_whole_run(training, training.new_student(), CrossPseudo(training, training.new_student(1)))
+    fit_whole_run(training, first_student(training), CrossPseudo(training, training.new_student(1)))

@@ -16,7 +16,7 @@ from samdistill.train.consistency_config import ConsistencyConfig
 from samdistill.train.ema import batch_statistics, twice
 from samdistill.train.loop import Objective
 from samdistill.train.schedules import ramp_up
-from samdistill.train.strategies.mean_teacher import fit_whole_run, whole_run
+from samdistill.train.strategies.mean_teacher import first_student, fit_whole_run, whole_run
 from samdistill.train.training import Training
 
 
@@ -80,4 +80,4 @@ def strengthen(pixels: torch.Tensor, config: ConsistencyConfig) -> torch.Tensor:
 
 def fixmatch(training: Training) -> None:
     """One phase over the whole run."""
-    fit_whole_run(training, training.new_student(), FixMatch(training))
+    fit_whole_run(training, first_student(training), FixMatch(training))

@@ -22,6 +22,7 @@ from samdistill.train.ema import Ema
 from samdistill.train.loop import Objective
 from samdistill.train.losses import IGNORE
 from samdistill.train.schedules import ramp_up
+from samdistill.train.strategies.simclr import pretrain
 from samdistill.train.student import Student
 from samdistill.train.training import Training
 
@@ -114,8 +115,16 @@ def ua_mt(training: Training) -> None:
 
 def run_phase(training: Training, *, uncertainty: bool) -> None:
     """One phase over the whole run."""
-    student, steps = training.new_student(), whole_run(training)
+    student, steps = first_student(training), whole_run(training)
     fit_whole_run(training, student, MeanTeacher(training, student, steps, uncertainty=uncertainty))
+
+
+def first_student(training: Training) -> Student:
+    """The run's student, pre-trained where that is asked for."""
+    student = training.new_student()
+    if training.config.pretrain == "simclr":
+        pretrain(training, student)
+    return student
 
 
 def whole_run(training: Training) -> int:

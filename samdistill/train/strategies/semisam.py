@@ -28,7 +28,7 @@ from samdistill.train.loop import Validation
 from samdistill.train.losses import IGNORE
 from samdistill.train.pseudo import predict_logits, sigmoid, targets_of
 from samdistill.train.schedules import ramp_down
-from samdistill.train.strategies.mean_teacher import MeanTeacher, fit_whole_run, whole_run
+from samdistill.train.strategies.mean_teacher import MeanTeacher, first_student, fit_whole_run, whole_run
 from samdistill.train.student import Student
 from samdistill.train.training import Training
 
@@ -248,5 +248,5 @@ def semisam_ua_mt(training: Training) -> None:
 
 
 def _run(training: Training, *, uncertainty: bool) -> None:
-    student, steps = training.new_student(), whole_run(training)
+    student, steps = first_student(training), whole_run(training)
     fit_whole_run(training, student, SemiSam(training, student, steps, uncertainty=uncertainty))
