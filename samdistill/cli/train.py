@@ -21,7 +21,11 @@ def train(
         str | None, typer.Option(help="paper (the default), or light: fast on a CPU.", show_default=False)
     ] = None,
     strategy: Annotated[
-        str | None, typer.Option(help="supervised, pseudo-label, mine or burden; see docs/mining.md.")
+        str | None,
+        typer.Option(
+            help="supervised, pseudo-label, mine, burden (docs/mining.md), mean-teacher, ua-mt, semisam, "
+            "semisam-ua-mt, cps or fixmatch (docs/semi.md)."
+        ),
     ] = None,
     labels: Annotated[
         str | None,
