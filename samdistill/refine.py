@@ -194,6 +194,11 @@ def refine(
     return refinements
 
 
+def boxes_alone(config: RefineConfig) -> RefineConfig:
+    """The same for a teacher that takes nothing but boxes (MedSAM): one pass, the box."""
+    return replace(config, first_pass="box", second_pass="none")
+
+
 def select(prompts: Prompts, wanted: Pass) -> Prompts:
     """The part of a prompt set that a pass gives to the teacher."""
     if wanted == "all":

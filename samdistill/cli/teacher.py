@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from samdistill.cli import assess
+
 if TYPE_CHECKING:
     from samdistill.teacher import Teacher
 
@@ -73,6 +75,9 @@ def check(name: Name = "tiny") -> None:
         f"embedding: {channels} x {height} x {width}, {2 * channels * height * width / 1e6:.2f} MB an image"
     )
     print(f"weights: sha256 {teacher.weights_sha256}")
+
+
+app.command("assess")(assess.assess)
 
 
 @app.command("embed")
