@@ -27,7 +27,7 @@ Counted = Literal["proposals", "components"]
 OnInfeasible = Literal["reject", "relax", "raise"]
 Status = Literal["optimal", "feasible", "infeasible"]
 
-NODE_LIMIT = 100_000
+NODE_LIMIT = 200_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +188,7 @@ def match(
         Wall-clock limit of the search; None: none. What it ends depends on the machine; a smaller
         `node_limit` makes the answer the same everywhere.
     node_limit
-        The most nodes of the search; None: no limit.
+        The most nodes of the search, each of which may keep about a kilobyte; None: no limit.
 
     Returns
     -------
