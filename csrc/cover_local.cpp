@@ -1,6 +1,7 @@
 #include "cover_local.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace samdistill {
 namespace {

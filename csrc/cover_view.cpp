@@ -1,6 +1,7 @@
 #include "cover_view.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace samdistill {
 
