@@ -68,12 +68,17 @@ def to_dict(config: object) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, field.name)
-        if value is None:
-            continue
-        if dataclasses.is_dataclass(value):
-            value = to_dict(value)
-        plain[field.name] = list(value) if isinstance(value, tuple) else value
+        if value is not None:
+            plain[field.name] = _plain(value)
     return plain
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
 def to_toml(values: dict[str, Any], *, prefix: str = "") -> str:

@@ -67,6 +67,23 @@ def train(
         bool | None,
         typer.Option("--literal-views", help="The teacher sees the augmented view: its encoder runs always."),
     ] = None,
+    rounds: Annotated[int | None, typer.Option(help="samdsk, ups: at most so many rounds.")] = None,
+    lower: Annotated[
+        str | None, typer.Option(help="samdsk: least objects of a class in an image; 1, or 1,1,2 by round.")
+    ] = None,
+    upper: Annotated[
+        str | None, typer.Option(help="samdsk: most objects of a class in an image; 1, or 1,2,3 by round.")
+    ] = None,
+    beta: Annotated[float | None, typer.Option(help="samdsk: images that match better are admitted.")] = None,
+    iou: Annotated[
+        str | None, typer.Option(help="samdsk: soft (probabilities) or hard (masks) matching.")
+    ] = None,
+    min_proposals: Annotated[
+        int | None, typer.Option(help="samdsk: images with fewer proposals are not matched.")
+    ] = None,
+    counts: Annotated[
+        Path | None, typer.Option(help="samdsk: CSV of known counts: image,class,count or image,count.")
+    ] = None,
     pretrain: Annotated[
         str | None, typer.Option(help="simclr: the encoder first, on all images without labels.")
     ] = None,
@@ -112,6 +129,13 @@ def train(
         "pseudo.min_iou": min_iou,
         "pseudo.min_agreement": min_agreement,
         "pseudo.literal_views": literal_views,
+        "samdsk.rounds": rounds,
+        "samdsk.lower": _by_round(lower, "--lower"),
+        "samdsk.upper": _by_round(upper, "--upper"),
+        "samdsk.beta": beta,
+        "samdsk.iou": iou,
+        "samdsk.min_proposals": min_proposals,
+        "samdsk.counts": None if counts is None else str(counts.resolve()),
         "refine": None if prompts is None else to_dict(load_prompts(prompts)),
         "refine.prompts.points": "none" if points == 0 else None,
         "refine.prompts.count": points or None,
@@ -144,6 +168,18 @@ def train(
         f"{out}: {result['steps']} steps in {result['seconds']:.0f} s, "
         f"best validation Dice {result['best']['val_dice']:.3f} (epoch {result['best']['epoch']})"
     )
+
+
+def _by_round(text: str | None, option: str) -> list[int] | None:
+    """`1` for all rounds, or `1,2,3`, one number a round."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(
+            f"{option} must be a number, or one a round as 1,2,3, not {text!r}."
+        ) from error
 
 
 def _budget(text: str | None) -> int | float | None:

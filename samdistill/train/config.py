@@ -17,6 +17,7 @@ from samdistill.intensity import IntensityRule
 from samdistill.prompts import PromptConfig
 from samdistill.refine import BURDEN, MINE, RefineConfig
 from samdistill.train.consistency_config import ConsistencyConfig
+from samdistill.train.samdsk_config import BcpConfig, ClassConfig, SamdskConfig, UpsConfig
 
 STRATEGIES = (
     "supervised",
@@ -29,6 +30,9 @@ STRATEGIES = (
     "semisam-ua-mt",
     "cps",
     "fixmatch",
+    "samdsk",
+    "ups",
+    "bcp",
 )
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -284,6 +288,8 @@ class TrainConfig:
         As `load_teacher` takes it; used by strategies with a teacher alone.
     refine
         How the student's answers are put to the teacher; None: as the strategy's paper does.
+    classes
+        What is known of each class in every image, by its name; for strategy samdsk.
     """
 
     strategy: str = "supervised"
@@ -307,6 +313,10 @@ class TrainConfig:
     pseudo: PseudoConfig = field(default_factory=PseudoConfig)
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     refine: RefineConfig | None = None
+    samdsk: SamdskConfig = field(default_factory=SamdskConfig)
+    ups: UpsConfig = field(default_factory=UpsConfig)
+    bcp: BcpConfig = field(default_factory=BcpConfig)
+    classes: dict[str, ClassConfig] = field(default_factory=dict)
 
     @property
     def refine_or_default(self) -> RefineConfig:

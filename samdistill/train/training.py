@@ -123,11 +123,16 @@ class Training:
         """The teacher's embeddings of the unlabelled images; made first where the cache lacks them."""
         return self.embed(self.unlabelled)
 
+    @property
+    def cache_folder(self) -> Path:
+        """Where embeddings, and what is made of them once, are kept between runs."""
+        return self._cache or default_folder()
+
     def embed(self, store: FrameStore) -> EmbeddedCases:
         """The teacher's embeddings of the images of a store; made first where the cache lacks them."""
         embedded = EmbeddedCases(
             self.teacher,
-            EmbeddingCache(self._cache or default_folder()),
+            EmbeddingCache(self.cache_folder),
             store.cases,
             self.run.intensity,
         )

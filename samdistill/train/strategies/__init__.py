@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from samdistill.train.strategies.bcp import bcp
 from samdistill.train.strategies.burden import burden
 from samdistill.train.strategies.cps import cps
 from samdistill.train.strategies.fixmatch import fixmatch
 from samdistill.train.strategies.mean_teacher import mean_teacher, ua_mt
 from samdistill.train.strategies.mine import mine
 from samdistill.train.strategies.pseudo_label import pseudo_label
+from samdistill.train.strategies.samdsk import samdsk
 from samdistill.train.strategies.semisam import semisam, semisam_ua_mt
 from samdistill.train.strategies.supervised import supervised
+from samdistill.train.strategies.ups import ups
 from samdistill.train.training import Training
 
 RUNNERS: dict[str, Callable[[Training], None]] = {
@@ -25,4 +28,7 @@ RUNNERS: dict[str, Callable[[Training], None]] = {
     "semisam-ua-mt": semisam_ua_mt,
     "cps": cps,
     "fixmatch": fixmatch,
+    "samdsk": samdsk,
+    "ups": ups,
+    "bcp": bcp,
 }
