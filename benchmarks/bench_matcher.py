@@ -116,7 +116,8 @@ def one_each() -> dict[str, Any]:
         },
         10 * len(cases),
     )
-    return {**found, "target_ms": 2.0, "reached": found["ours_ms"] <= 2.0}
+    target = 3 * found["read_by_byte_sum_ms"]  # one plain read; count_nonzero is a cleverer one
+    return {**found, "target_ms": target, "reached": found["ours_ms"] <= target}
 
 
 def compare(cases: Cases, upper: int) -> dict[str, Any]:
