@@ -204,10 +204,10 @@ def test_a_failure_while_writing_leaves_no_output_of_that_case(
 ) -> None:
     from samdistill.io.files import write_bytes
 
-    def full(path: Path, content: bytes) -> None:
+    def full(path: Path, content: bytes, **options: bool) -> None:
         if path.parent.name == "overlays":
             raise OSError(28, "No space left on device")
-        write_bytes(path, content)
+        write_bytes(path, content, **options)
 
     monkeypatch.setattr("samdistill.inference.cases.write_bytes", full)
     picture, out = save(tmp_path / "1.png"), tmp_path / "out"

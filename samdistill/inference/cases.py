@@ -69,6 +69,11 @@ class Case:
         self._features: list[dict[str, Any]] = []
         self._shown: tuple[int, Image, Masks] | None = None
 
+    @property
+    def bytes(self) -> int:
+        """What it holds until it is written, roughly."""
+        return self._masks.nbytes + (0 if self._maps is None else self._maps.nbytes)
+
     def add(self, index: int, pixels: Pixels, answer: Segmentation) -> None:
         """Take the answer for image `index`, whose raw pixels are given."""
         self._masks[index] = answer.masks
@@ -99,7 +104,7 @@ class Case:
 
         def put(file: Path, content: bytes) -> str:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(file, content)
+            write_bytes(file, content, settle_folder=False)
             name = file.relative_to(out).as_posix()
             written[name] = hashlib.sha256(content).hexdigest()
             return name

@@ -1,8 +1,9 @@
 """Segments files into files: several workers at once, bounded memory, records in order.
 
-A worker takes a few files, reads them, has them segmented together and writes what was found; while one
-waits for the network or the disk the others decode and encode. A file that cannot be segmented is recorded as
-failed and never gets a mask; the others go on. Knows no network and no terminal.
+A worker takes a few files, reads them and has them segmented together; writers encode what was found and wait
+for the disk, many at once, since a disk flushes many files in little more than the time of one. A file that
+cannot be segmented is recorded as failed and never gets a mask; the others go on. Knows no network and no
+terminal.
 """
 
 from __future__ import annotations
@@ -38,12 +39,15 @@ from samdistill.inference.records import (
 )
 from samdistill.inference.sources import Shard, Source
 from samdistill.inference.tiles import segment_in_tiles
+from samdistill.io.files import sync_folder
 from samdistill.io.stack import LIBRARIES, format_of, open_stack, read_content
 from samdistill.predictor import Pixels, Predictor, Segmentation
 
 BATCH = 8
 BATCH_PIXELS = 1 << 22  # of the images a worker holds at once, the last one not counted
-WAITING = 2  # groups a worker may be ahead
+WAITING = 3  # groups a worker may be ahead
+WRITERS = 8
+LARGE_BYTES = 1 << 23  # cases of more are written by the worker itself, so that they do not pile up
 
 
 def segment_files(
@@ -129,6 +133,9 @@ def segment_files(
                 tell(outcome)
 
             _work(run, sources, kept, workers, batch, settle)
+            for folder in {file.parent for planned in outputs.values() for file in planned.files}:
+                if folder.is_dir():
+                    sync_folder(folder)
     finally:
         audit.close()
     write_listings(out, name, predictor.class_names, options)
@@ -164,6 +171,7 @@ class _Run:
         self.settings = options.settings(predictor)
         self.settings_sha256 = settings_sha256(self.settings)
         self.stop = Event()
+        self.writers = ThreadPoolExecutor(WRITERS, "samdistill-write")
         self.facts = {
             "bundle_sha256": predictor.bundle_sha256,
             "mode": options.mode,
@@ -194,28 +202,39 @@ def _work(
     settle: Callable[[Outcome], None],
 ) -> None:
     """Hand groups of files to the workers, and settle what came of them in order."""
-    waiting: deque[Future[list[Outcome]]] = deque()
+    waiting: deque[Future[list[Future[Outcome]]]] = deque()
+    ready: deque[Future[Outcome]] = deque()
     pool = ThreadPoolExecutor(workers, "samdistill")
+
+    def drain(ahead: int) -> None:
+        """Settle until at most so many groups are on their way."""
+        while len(waiting) > ahead:
+            ready.extend(waiting[0].result())
+            waiting.popleft()
+            while ready:
+                outcome = ready[0].result()
+                ready.popleft()
+                settle(outcome)
+
     try:
         for group in _groups(sources, kept, max(1, min(batch, len(sources) // (2 * workers)))):
             waiting.append(pool.submit(_segment_group, run, group, kept))
-            if len(waiting) > WAITING * workers:
-                for outcome in waiting.popleft().result():
-                    settle(outcome)
-        while waiting:
-            for outcome in waiting.popleft().result():
-                settle(outcome)
+            drain(WAITING * workers)
+        drain(0)
     except BaseException:
         # Interrupted: what is being written is finished, nothing else is begun, and what is done is listed.
         run.stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
-        for future in waiting:
-            if not future.cancelled() and future.exception() is None:
-                for outcome in future.result():
-                    settle(outcome)
+        run.writers.shutdown(wait=True, cancel_futures=True)
+        for done in waiting:
+            ready.extend([] if done.cancelled() or done.exception() else done.result())
+        for written in ready:
+            if not written.cancelled():
+                settle(written.result())
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        run.writers.shutdown(wait=True, cancel_futures=True)
 
 
 def _groups(
@@ -234,21 +253,23 @@ def _groups(
         yield group
 
 
-def _segment_group(run: _Run, group: list[tuple[int, Source]], kept: dict[int, Record]) -> list[Outcome]:
+def _segment_group(
+    run: _Run, group: list[tuple[int, Source]], kept: dict[int, Record]
+) -> list[Future[Outcome]]:
     """Segment some files; those of one image go through the network together."""
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, Future[Outcome]] = {}
     held: list[tuple[_Job, Pixels]] = []
 
     def flush() -> None:
-        for job, answer in _segment_singles(run, held):
-            outcomes[job.number] = answer
+        for job, error in _segment_singles(run, held):
+            outcomes[job.number] = _now(_failed(run, job, error)) if error else _write(run, job)
         held.clear()
 
     for number, source in group:
         if run.stop.is_set():
             break
         if number in kept:
-            outcomes[number] = Outcome(number, kept[number], None, "kept", {})
+            outcomes[number] = _now(Outcome(number, kept[number], None, "kept", {}))
             continue
         job = _Job(number, source)
         try:
@@ -258,13 +279,28 @@ def _segment_group(run: _Run, group: list[tuple[int, Source]], kept: dict[int, R
                     held.append((job, case.stack.image()))
             else:
                 _segment_stack(run, job, case)
-                outcomes[number] = _written(run, job)
+                outcomes[number] = _write(run, job)
         except Exception as error:  # noqa: BLE001  (no file stops the rest)
-            outcomes[number] = _failed(run, job, error)
-        if len(held) and sum(pixels.shape[0] * pixels.shape[1] for _, pixels in held) > BATCH_PIXELS:
+            outcomes[number] = _now(_failed(run, job, error))
+        if sum(pixels.shape[0] * pixels.shape[1] for _, pixels in held) > BATCH_PIXELS:
             flush()
     flush()
     return [outcomes[number] for number, _ in group if number in outcomes]
+
+
+def _now(outcome: Outcome) -> Future[Outcome]:
+    """An outcome that nobody has to wait for."""
+    future: Future[Outcome] = Future()
+    future.set_result(outcome)
+    return future
+
+
+def _write(run: _Run, job: _Job) -> Future[Outcome]:
+    """Hand a segmented case to the writers; a large one is written here and now."""
+    assert job.case is not None
+    if job.case.bytes > LARGE_BYTES:
+        return _now(_written(run, job))
+    return run.writers.submit(_written, run, job)
 
 
 def _open(run: _Run, job: _Job) -> Case:
@@ -282,7 +318,7 @@ def _open(run: _Run, job: _Job) -> Case:
     return job.case
 
 
-def _segment_singles(run: _Run, held: list[tuple[_Job, Pixels]]) -> Iterator[tuple[_Job, Outcome]]:
+def _segment_singles(run: _Run, held: list[tuple[_Job, Pixels]]) -> Iterator[tuple[_Job, Exception | None]]:
     """Segment images together; where that fails, one by one, so that each failure is its own file's."""
     if not held or run.stop.is_set():
         return
@@ -299,9 +335,9 @@ def _segment_singles(run: _Run, held: list[tuple[_Job, Pixels]]) -> Iterator[tup
         try:
             assert job.case is not None
             job.case.add(0, pixels, answer or _predict(run, [pixels])[0])
-            yield job, _written(run, job)
+            yield job, None
         except Exception as error:  # noqa: BLE001
-            yield job, _failed(run, job, error)
+            yield job, error
 
 
 def _segment_stack(run: _Run, job: _Job, case: Case) -> None:
@@ -335,11 +371,13 @@ def _written(run: _Run, job: _Job) -> Outcome:
     try:
         with _timed(job, "write"):
             record = job.case.write(run.out, job.record, run.settings)
+    except Exception as error:  # noqa: BLE001
+        run.outputs[job.source].remove()
+        return _failed(run, job, error)
     except BaseException:
         run.outputs[job.source].remove()
         raise
-    finally:
-        job.case = None
+    job.case = None
     record = replace(record, latency_ms=round(sum(job.timings_ms.values()), 3))
     return Outcome(job.number, record, None, "ok", job.timings_ms)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, *, settle_folder: bool = True) -> Iterator[Path]:
     """Write a file through a temporary one beside it, so that nobody ever sees half of it.
 
     Yields the temporary path to write to. When the block ends well it is flushed to disk and renamed to
@@ -23,6 +23,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     ----------
     path
         The file to write; its folder must exist.
+    settle_folder
+        Flush the folder's entry too, so that a power cut cannot take the name back. Whoever writes many files
+        calls `sync_folder` once for all.
     """
     temporary = _temporary(path)
     try:
@@ -32,12 +35,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    if settle_folder:
+        sync_folder(path.parent)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, settle_folder: bool = True) -> None:
     """Write a whole file atomically; see `atomic_write`."""
-    with atomic_write(path) as temporary:
+    with atomic_write(path, settle_folder=settle_folder) as temporary:
         temporary.write_bytes(content)
 
 
@@ -74,11 +78,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             for name in names:
                 with Path(folder, name).open("rb") as file:
                     os.fsync(file.fileno())
-            _sync_folder(Path(folder))
+            sync_folder(Path(folder))
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def sha256_file(path: Path) -> str:
@@ -91,7 +95,7 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename survive a power cut; the folder's own entry has to reach the disk too."""
     handle = os.open(folder, os.O_RDONLY)
     try:
