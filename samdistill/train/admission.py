@@ -177,7 +177,7 @@ def _reason(record: dict[str, Any], why: str, config: SamdskConfig) -> str:
     if beta > limit:
         return f"{told}beta above {limit:g}"
     if ceiling <= limit:
-        return f"{told}beta not above {limit:g}, and nothing could be: the ceiling is {ceiling:.3f}"
+        return f"{told}beta not above {limit:g}, and no annotation whatever could be"
     return f"{told}beta not above {limit:g}"
 
 
