@@ -44,7 +44,7 @@ SELECTED = {
     "pseudo.supervised_share": 0.15,
     "pseudo.labelled_share": 0.25,
 }
-"""Chosen on polyps, seed 0: one component, only pseudo labels that the teacher thinks well of, most of them."""
+"""Chosen on polyps, seed 0: one component, and only pseudo labels that the teacher thinks well of."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "supervised": {},
