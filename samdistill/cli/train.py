@@ -57,6 +57,9 @@ def train(
     points: Annotated[int | None, typer.Option(help="Point prompts a set; 0 for none.")] = None,
     spread: Annotated[float | None, typer.Option(help="Least distance between point prompts, px.")] = None,
     box: Annotated[bool | None, typer.Option("--box/--no-box", help="Box prompts.")] = None,
+    components: Annotated[
+        str | None, typer.Option(help="Of a class's mask, what is prompted with: all, likeliest or largest.")
+    ] = None,
     per_component: Annotated[
         bool | None, typer.Option("--per-component", help="A prompt set for each component.")
     ] = None,
@@ -141,6 +144,7 @@ def train(
         "refine.prompts.count": points or None,
         "refine.prompts.spread_px": spread,
         "refine.prompts.box": box,
+        "refine.prompts.keep": components,
         "refine.prompts.per_component": per_component,
         "refine.prompts.mask_logits": mask_prompt,
     }
