@@ -27,7 +27,7 @@ def compiled() -> None:
 
 
 def random_case(seed: int, most: int = 9) -> tuple[Maps, Masks, list[int], list[int]]:
-    """Maps (noise, or unions of proposals under noise), proposals (boxes, ragged ones, duplicates) and bounds."""
+    """Maps (noise, or unions of proposals under noise), proposals (also ragged ones, duplicates), bounds."""
     rng = np.random.default_rng(seed)
     count, classes = int(rng.integers(0, most + 1)), int(rng.integers(1, 4))
     height, width = rng.integers(4, 14, 2)
