@@ -70,11 +70,9 @@ def divide(total: int | None, rounds: int, last_share: float | None) -> Sequence
         raise UsageError(
             f"max_steps must be at least {rounds + 1}, one for each training of {rounds} rounds, not {total}."
         )
-    last = total // (rounds + 1) if last_share is None else round(last_share * total)
+    last = -(-total // (rounds + 1)) if last_share is None else round(last_share * total)
     last = min(max(1, last), total - rounds)
     each, more = divmod(total - last, rounds)
-    if last_share is None:
-        return [each] * rounds + [last + more]
     return [each + (place < more) for place in range(rounds)] + [last]
 
 
