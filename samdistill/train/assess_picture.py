@@ -43,7 +43,8 @@ def draw(path: Path, assessment: Assessment, shown: Sequence[Answer], *, title: 
     ways = list(assessment.dice)[::-1]
     figure = Figure(figsize=(12, 0.45 * len(ways) + 4.6), layout="constrained")
     FigureCanvasAgg(figure)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(0.45 * len(ways) + 1.4, 3.2))
+    rows = figure.subfigures(2, 1, height_ratios=(0.45 * len(ways) + 1.4, 3.2), squeeze=False)
+    top, bottom = rows[:, 0]
     axes = top.subplots()
     for place, way in enumerate(ways):
         one = assessment.dice[way]

@@ -257,7 +257,7 @@ def _cleaned(maps: ProbabilityMaps, how: PromptConfig) -> Masks:
 
 def _threshold(start: RefineConfig, maps: ProbabilityMaps) -> npt.NDArray[np.float32]:
     """(C, 1, 1) thresholds."""
-    return np.broadcast_to(np.float32(start.prompts.threshold), (len(maps),))[:, None, None]
+    return np.broadcast_to(np.asarray(start.prompts.threshold, np.float32), (len(maps),))[:, None, None]
 
 
 def _heading(best: Row, images: int, trials: int) -> str:
