@@ -232,6 +232,22 @@ def test_gradients_reach_the_student_alone(training: Any) -> None:
     assert not learning
 
 
+def test_the_average_is_normalised_by_the_batch_that_the_student_sees(
+    training: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four images two are labelled; the passes that find uncertain pixels see the unlabelled ones alone."""
+    inside = training("ua-mt")
+    student = inside.new_student()
+    objective = MeanTeacher(inside, student, 6, uncertainty=True)
+    seen: list[int] = []
+    answer = objective._ema.answer
+    monkeypatch.setattr(
+        objective._ema, "answer", lambda pixels: (seen.append(len(pixels)), answer(pixels))[1]
+    )
+    objective.loss(student.train(), 0)
+    assert seen == [4, 2, 2]
+
+
 def test_cross_pseudo_labels_pass_no_gradient(training: Any) -> None:
     """The first student learns from the second one's masks, not through them."""
     inside = training("cps", consistency__schedule="constant", consistency__weight=1.0)

@@ -13,7 +13,7 @@ from torch import nn
 
 from samdistill.train.consistency import HalvedBatches, agreements, binary_ce, supervised_loss
 from samdistill.train.consistency_config import ConsistencyConfig
-from samdistill.train.ema import batch_statistics, twice
+from samdistill.train.ema import batch_statistics
 from samdistill.train.loop import Objective
 from samdistill.train.schedules import ramp_up
 from samdistill.train.strategies.mean_teacher import first_student, fit_whole_run, whole_run
@@ -40,7 +40,8 @@ class FixMatch(Objective):
         halves = self._batches(step)
         count = len(halves.unlabelled)
         with torch.no_grad(), batch_statistics(student):
-            weak = student(twice(halves.unlabelled))[:count].sigmoid()
+            # Normalised with the labelled half, as the strong views will be.
+            weak = student(torch.cat([halves.labelled, halves.unlabelled]))[-count:].sigmoid()
         sure = torch.maximum(weak, 1 - weak) >= self._config.min_confidence
         logits = student(torch.cat([halves.labelled, strengthen(halves.unlabelled, self._config)]))
         supervised = self._supervised(logits[:-count], halves.targets)

@@ -61,14 +61,15 @@ class MeanTeacher(Objective):
     def loss(self, student: nn.Module, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of a step; numbers: the weights, the parts, who agrees with whom."""
         halves = self._batches(step)
-        logits = student(torch.cat([halves.labelled, halves.unlabelled]))
+        pixels = torch.cat([halves.labelled, halves.unlabelled])
+        logits = student(pixels)
         supervised = self._supervised(logits[: len(halves.labelled)], halves.targets)
         mine = logits[len(halves.labelled) :].sigmoid()
         weight = self.config.weight * ramp_up(self.config.schedule, step / self.steps)
         loss, numbers = supervised, {"lambda_c": weight, "loss_supervised": float(supervised.detach())}
         average: torch.Tensor | None = None
         if weight > 0:
-            average, counted = self._average(halves.unlabelled, step / self.steps)
+            average, counted = self._average(pixels, len(halves.labelled), step / self.steps)
             consistency = mean_square(mine, average, counted)
             loss = loss + weight * consistency
             numbers["loss_consistency"] = float(consistency.detach())
@@ -92,14 +93,20 @@ class MeanTeacher(Objective):
         """
         return None, 0.0, {}
 
-    def _average(self, pixels: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The EMA's answer and which of its elements count; None: all."""
-        answer = self._ema.answer(pixels)
+    def _average(
+        self, pixels: torch.Tensor, labelled: int, share: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The EMA's answer to the unlabelled half, and which of its elements count; None: all.
+
+        The EMA sees the whole batch, as the student does: normalised by one half alone, the very same weights
+        answer otherwise, and the consistency would be with that.
+        """
+        answer = self._ema.answer(pixels)[labelled:]
         if not self._uncertainty:
             return answer, None
         mean = torch.zeros_like(answer)
         for _ in range(self.config.passes):
-            mean += self._ema.answer(pixels) / self.config.passes
+            mean += self._ema.answer(pixels[labelled:]) / self.config.passes
         return answer, certain(mean.clamp(0, 1), share)
 
 
