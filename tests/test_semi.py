@@ -235,7 +235,7 @@ def test_gradients_reach_the_student_alone(training: Any) -> None:
 def test_the_average_is_normalised_by_the_batch_that_the_student_sees(
     training: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of four images two are labelled; the passes that find uncertain pixels see the unlabelled ones alone."""
+    """Two of four images are labelled; the passes that find uncertain pixels see the others alone."""
     inside = training("ua-mt")
     student = inside.new_student()
     objective = MeanTeacher(inside, student, 6, uncertainty=True)
