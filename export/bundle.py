@@ -22,7 +22,16 @@ from samdistill._version import __version__
 from samdistill.errors import InputRejected, UsageError
 from samdistill.export.model_card import model_card
 from samdistill.export.parity import ParityReport
-from samdistill.export.pieces import Progress, Silent, Source, student_piece, teacher_piece, teacher_record
+from samdistill.export.pieces import (
+    FP32,
+    Engines,
+    Progress,
+    Silent,
+    Source,
+    student_piece,
+    teacher_piece,
+    teacher_record,
+)
 from samdistill.io.dataset import Case
 from samdistill.io.files import atomic_folder
 from samdistill.manifest import (
@@ -82,6 +91,7 @@ def export_run(
     force: bool = False,
     name: str | None = None,
     licence: str = "not stated",
+    engines: Engines = FP32,
     progress: Progress | None = None,
 ) -> Published:
     """Publish the best student of a training run; parameters as for `publish`.
@@ -114,15 +124,18 @@ def export_run(
         opened.config.student.size,
         opened.provenance(data),
     )
+    parts = opened.cases(data)
     return publish(
         source,
-        opened.validation_cases(data),
+        parts["validation"],
         Path(out),
         teacher=None if teacher is None else load_teacher(teacher),
         prompts=prompts or opened.config.refine_or_default,
         force=force,
         name=name,
         licence=licence,
+        engines=engines,
+        calibration=parts["train_labelled"] + parts["train_unlabelled"],
         progress=progress,
     )
 
@@ -137,6 +150,8 @@ def publish(
     force: bool = False,
     name: str | None = None,
     licence: str = "not stated",
+    engines: Engines = FP32,
+    calibration: Sequence[Case] = (),
     progress: Progress | None = None,
 ) -> Published:
     """Export a student, and a teacher beside it; prove the export and put the bundle in its place.
@@ -159,6 +174,10 @@ def publish(
         Of the bundle, for people; None takes the folder's.
     licence
         Under which the student's weights may be used.
+    engines
+        Which are wanted besides ONNX Runtime in fp32.
+    calibration
+        Images that int8's ranges are taken from; not those of the gate.
 
     Raises
     ------
@@ -174,11 +193,22 @@ def publish(
     if not cases:
         raise InputRejected("the run must have validation images for the parity gate, and has none.")
     thresholds = (0.5,) * len(source.class_names)
-    pieces = [student_piece(source, cases, thresholds=thresholds, progress=progress)]
+    pieces = [
+        student_piece(
+            source,
+            cases,
+            thresholds=thresholds,
+            progress=progress,
+            engines=engines,
+            calibration=calibration,
+        )
+    ]
     record = None
     if teacher is not None:
         record = teacher_record(teacher, licence_of(teacher))
-        pieces.append(teacher_piece(teacher, record, cases, source.intensity, progress=progress))
+        pieces.append(
+            teacher_piece(teacher, record, cases, source.intensity, progress=progress, engines=engines)
+        )
     files = {path: content for piece in pieces for path, content in piece.files.items()}
     networks = {part: model for piece in pieces for part, model in piece.models.items()}
     manifest = Manifest(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from samdistill.arrays import Image, Mask, Masks
+from samdistill.arrays import Image, Mask, Masks, ProbabilityMaps
 from samdistill.errors import BundleError, InputRejected
 from samdistill.geometry import ModelFrame
 from samdistill.metrics import dice_per_class
@@ -25,6 +25,7 @@ from samdistill.runtime import Engine
 
 Logits = npt.NDArray[np.float32]  # (N, C, H, W)
 Truth = tuple[Masks, Mask]  # (C, H, W), and (H, W) the pixels that are ignored
+LEAST_TRUTH_DICE = 0.5  # of masks that come from trained weights
 SMALLEST_PX = 64  # masks below count only as empty or not
 
 
@@ -145,6 +146,14 @@ class ParityReport:
             return 0.0
         return self.pytorch_truth_dice - self.truth_dice
 
+    @property
+    def telling(self) -> bool:
+        """Whether agreement of masks means anything: not where PyTorch's own are noise, or nobody knows.
+
+        Weights that were never trained give masks at the threshold, which any rounding turns.
+        """
+        return self.pytorch_truth_dice is not None and self.pytorch_truth_dice >= LEAST_TRUTH_DICE
+
     def require(self) -> None:
         """Stop here unless the gate is passed.
 
@@ -184,16 +193,18 @@ class Agreement:
         self._flips = 0
         self._difference = self._relative = 0.0
 
-    def add_masks(self, got: Masks, expected: Masks, truth: Truth | None = None) -> None:
-        """Compare (K, H, W) masks of one image, and both with the truth where there is one."""
+    def add_masks(self, got: Masks, expected: Masks) -> None:
+        """Compare (K, H, W) masks of one image."""
         self._dices.append(dice_per_class(got, expected))
         self._large.append(expected.sum(axis=(1, 2)) >= SMALLEST_PX)
         self._flips += int(np.count_nonzero(got.any(axis=(1, 2)) != expected.any(axis=(1, 2))))
-        if truth is not None:
-            means = [
-                float(np.mean(dice_per_class(masks, truth[0], ignore=truth[1]))) for masks in (got, expected)
-            ]
-            self._truths.append((means[0], means[1]))
+
+    def add_truth(self, got: Masks, expected: Masks, truth: Truth) -> None:
+        """Compare one image's (C, H, W) masks with the truth, and PyTorch's with it."""
+        means = [
+            float(np.mean(dice_per_class(masks, truth[0], ignore=truth[1]))) for masks in (got, expected)
+        ]
+        self._truths.append((means[0], means[1]))
 
     def add_output(self, got: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
         """Compare one image's output."""
@@ -278,7 +289,7 @@ class StudentReference:
         thresholds: tuple[float, ...],
         multi_label: bool,
     ) -> None:
-        self._thresholds, self._multi_label = thresholds, multi_label
+        self._size, self._thresholds, self._multi_label = size, thresholds, multi_label
         self.answers: list[StudentAnswer] = []
         # Other batches and sides than the validation images may have had.
         noise, side = np.random.default_rng(0), -(-size // 32) * 32
@@ -294,6 +305,12 @@ class StudentReference:
     def _masks(self, frame: ModelFrame, logits: Logits) -> Masks:
         maps = frame.probability_maps(logits[0])
         return masks_of(maps, thresholds=self._thresholds, multi_label=self._multi_label)
+
+    def answer(self, engine: Engine, image: Image) -> tuple[Masks, ProbabilityMaps]:
+        """What an exported network makes of a uint8 (H, W, 3) image: masks and probability maps."""
+        frame = ModelFrame.of((image.shape[0], image.shape[1]), self._size)
+        logits = engine.run({"pixels": frame.pixels(image)[None]})["logits"]
+        return self._masks(frame, logits), frame.probability_maps(logits[0])
 
     def measure(self, engine: Engine, *, precision: str = "fp32") -> ParityReport:
         """Compare an exported network, "pixels" in and "logits" out, with PyTorch.
@@ -313,5 +330,8 @@ class StudentReference:
             logits = engine.run({"pixels": answer.pixels})["logits"]
             agreement.add_output(logits, answer.logits)
             if answer.frame is not None and answer.masks is not None:
-                agreement.add_masks(self._masks(answer.frame, logits), answer.masks, answer.truth)
+                masks = self._masks(answer.frame, logits)
+                agreement.add_masks(masks, answer.masks)
+                if answer.truth is not None:
+                    agreement.add_truth(masks, answer.masks, answer.truth)
         return agreement.report()

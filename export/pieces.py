@@ -12,17 +12,22 @@ from typing import Any, Protocol
 from torch import nn
 
 from samdistill.arrays import Image
-from samdistill.errors import InputRejected
+from samdistill.bundled_teacher import BundledTeacher
+from samdistill.errors import DeviceUnavailable, InputRejected
 from samdistill.export.golden import make_golden, make_teacher_golden
+from samdistill.export.ladder import OnTrial, climb
 from samdistill.export.onnx import INPUT, OPSET, OUTPUT, export_onnx
 from samdistill.export.parity import ParityReport, StudentReference, Truth
+from samdistill.export.quantize import quantize
 from samdistill.export.teacher_onnx import Graph, export_decoder, export_encoder
 from samdistill.export.teacher_parity import TeacherReference
+from samdistill.golden import GoldenResult, compare, compare_teacher
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import Case
-from samdistill.manifest import EngineRecord, GoldenRecord, ModelRecord, Part, TeacherRecord
-from samdistill.runtime import open_engine
+from samdistill.manifest import EngineRecord, GoldenRecord, ModelRecord, Part, Precision, TeacherRecord
+from samdistill.runtime import Engine, is_installed, open_engine
 from samdistill.teacher import Teacher
+from samdistill.verify import answered
 
 STUDENT = "student.onnx"
 GOLDEN_DIFFERENCE = 0.002  # of a probability; engines of one precision differ by less than 1e-4
@@ -97,22 +102,56 @@ class Piece:
     parity: tuple[ParityReport, ...]
 
 
+@dataclass(frozen=True)
+class Engines:
+    """Which engines are wanted besides ONNX Runtime in fp32.
+
+    Attributes
+    ----------
+    precisions
+        Each is proved or replaced by the next that passes; see `ladder`. int8 is for the student alone.
+    openvino
+        Prove OpenVINO's engines too.
+    """
+
+    precisions: tuple[Precision, ...] = ()
+    openvino: bool = False
+
+    def __post_init__(self) -> None:
+        if self.openvino and not is_installed("openvino"):
+            raise DeviceUnavailable(
+                "openvino must be installed for its engines. Run: pip install 'samdistill[openvino]'."
+            )
+
+
+FP32 = Engines()
+
+
 def student_piece(
     source: Source,
     cases: Sequence[Case],
     *,
     thresholds: tuple[float, ...],
     progress: Progress,
+    engines: Engines = FP32,
+    calibration: Sequence[Case] = (),
 ) -> Piece:
     """Export the student and hold it against PyTorch.
+
+    Parameters
+    ----------
+    calibration
+        Images that int8's ranges are taken from.
 
     Raises
     ------
     ParityError
         When the exported network does not do what the student does.
     """
+    if "int8" in engines.precisions and not calibration:
+        raise InputRejected("int8 must have images of the run's training part for its ranges, and has none.")
     progress.on_message("exporting the student to ONNX")
-    model = export_onnx(source.student)
+    content = export_onnx(source.student)
     progress.on_message(f"comparing the student with PyTorch on {len(cases)} validation images")
     contract: dict[str, Any] = {
         "size": source.size,
@@ -120,19 +159,41 @@ def student_piece(
         "multi_label": source.multi_label,
     }
     reference = StudentReference(source.student, _reading(cases, source.intensity, progress), **contract)
-    parity = reference.measure(open_engine(model))
-    parity.require()
-    progress.on_message("making golden cases")
-    files, golden = {STUDENT: model}, []
     made = make_golden(source.student, intensity=source.intensity, **contract)
-    for kind, (origin, case) in made.items():
-        file = f"golden/{kind}.npz"
-        files[file] = case.to_npz()
-        golden.append(GoldenRecord(kind, file, origin, GOLDEN_DIFFERENCE, GOLDEN_CHANGED))
+    records = {
+        kind: GoldenRecord(kind, f"golden/{kind}.npz", origin, GOLDEN_DIFFERENCE, GOLDEN_CHANGED)
+        for kind, (origin, _) in made.items()
+    }
+
+    def golden(engine: Engine) -> tuple[float, float]:
+        found = []
+        for kind, (_, case) in made.items():
+            masks, maps = reference.answer(engine, source.intensity.apply(case.pixels))
+            found.append(compare(masks, maps, case, records[kind]))
+        return _worst(found)
+
     parameters = sum(parameter.numel() for parameter in source.student.parameters())
-    record = ModelRecord(STUDENT, OPSET, parameters, (INPUT,), (OUTPUT,))
-    engine = EngineRecord("student", "onnxruntime", "cpu", "fp32", STUDENT, parity.to_dict())
-    return Piece(files, {"student": record}, (engine,), tuple(golden), (parity,))
+    model = ModelRecord(STUDENT, OPSET, parameters, (INPUT,), (OUTPUT,))
+    trial = OnTrial(
+        "student",
+        model,
+        content,
+        {},
+        lambda engine, precision: reference.measure(engine, precision=precision),
+        golden,
+        {INPUT: reference.answers[-1].pixels},
+        lambda: quantize(content, (_read(c, source.intensity)[0] for c in calibration), size=source.size),
+    )
+    proved = climb(
+        trial,
+        precisions=engines.precisions,
+        openvino=engines.openvino,
+        floor=(GOLDEN_DIFFERENCE, GOLDEN_CHANGED),
+        say=progress.on_message,
+    )
+    files = {STUDENT: content, **proved.files}
+    files |= {records[kind].file: case.to_npz() for kind, (_, case) in made.items()}
+    return Piece(files, {"student": model}, proved.engines, tuple(records.values()), proved.reports)
 
 
 def teacher_piece(
@@ -142,51 +203,77 @@ def teacher_piece(
     intensity: IntensityRule,
     *,
     progress: Progress,
+    engines: Engines = FP32,
 ) -> Piece:
     """Export the teacher's encoder and decoder and hold them against PyTorch; errors as for the student's."""
     progress.on_message(f"exporting the teacher {record.name} to ONNX")
     graphs: dict[Part, Graph] = {"encoder": export_encoder(teacher), "decoder": export_decoder(teacher)}
     files: dict[str, bytes] = {}
     models: dict[Part, ModelRecord] = {}
-    engines = {}
+    fp32: dict[Part, Engine] = {}
     for part, graph in graphs.items():
         file = f"{part}.onnx"
-        data = None if graph.data is None else f"{file}.data"
-        files[file] = graph.content
-        if data is not None and graph.data is not None:
-            files[data] = graph.data
+        beside = {} if graph.data is None else {f"{file}.data": graph.data}
+        files |= {file: graph.content, **beside}
+        data = next(iter(beside), None)
         models[part] = ModelRecord(file, OPSET, graph.parameters, graph.inputs, graph.outputs, data)
-        engines[part] = open_engine(graph.content, data={data: files[data]} if data else {})
+        fp32[part] = open_engine(graph.content, data=beside)
     progress.on_message(f"comparing the teacher with PyTorch on {len(cases)} validation images")
     reference = TeacherReference(teacher, record, _reading(cases, intensity, progress))
-    reports = []
-    for part in models:
-        report = reference.measure(engines["encoder"], engines["decoder"], model=part)
-        report.require()
-        reports.append(report)
     origin, case = make_teacher_golden(teacher)
     files["golden/teacher.npz"] = case.to_npz()
+    golden_record = GoldenRecord(
+        "teacher", "golden/teacher.npz", origin, GOLDEN_DIFFERENCE, GOLDEN_CHANGED, part="teacher"
+    )
+    examples = reference.examples(fp32["encoder"])
+    proved = []
+    for part in models:
+
+        def pair(engine: Engine, part: Part = part) -> tuple[Engine, Engine]:
+            return (engine, fp32["decoder"]) if part == "encoder" else (fp32["encoder"], engine)
+
+        def measure(engine: Engine, precision: Precision, part: Part = part) -> ParityReport:
+            encoder, decoder = pair(engine, part)
+            return reference.measure(encoder, decoder, model=part, precision=precision)
+
+        def golden(engine: Engine, part: Part = part) -> tuple[float, float]:
+            answer = answered(BundledTeacher(record, *pair(engine, part)), case)
+            return _worst([compare_teacher(answer, case, golden_record)])
+
+        data = models[part].data
+        trial = OnTrial(
+            part,
+            models[part],
+            graphs[part].content,
+            {} if data is None else {data: files[data]},
+            measure,
+            golden,
+            examples[part],
+        )
+        proved.append(
+            climb(
+                trial,
+                precisions=engines.precisions,
+                openvino=engines.openvino,
+                floor=(GOLDEN_DIFFERENCE, GOLDEN_CHANGED),
+                say=progress.on_message,
+            )
+        )
+    for one in proved:
+        files |= one.files
     return Piece(
         files,
         models,
-        tuple(
-            EngineRecord(
-                part,
-                "onnxruntime",
-                "cpu",
-                "fp32",
-                models[part].file,
-                report.to_dict(),
-                data=models[part].data,
-            )
-            for part, report in zip(models, reports, strict=True)
-        ),
-        (
-            GoldenRecord(
-                "teacher", "golden/teacher.npz", origin, GOLDEN_DIFFERENCE, GOLDEN_CHANGED, part="teacher"
-            ),
-        ),
-        tuple(reports),
+        tuple(engine for one in proved for engine in one.engines),
+        (golden_record,),
+        tuple(report for one in proved for report in one.reports),
+    )
+
+
+def _worst(results: Sequence[GoldenResult]) -> tuple[float, float]:
+    return (
+        max(result.max_probability_difference for result in results),
+        max(result.changed_pixels for result in results),
     )
 
 

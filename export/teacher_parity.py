@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from samdistill.arrays import Image, Mask, Masks
 from samdistill.bundled_teacher import BundledTeacher
@@ -17,6 +19,7 @@ from samdistill.manifest import Part, TeacherRecord
 from samdistill.prompts import PromptConfig, Prompts, extract
 from samdistill.runtime import Engine
 from samdistill.teacher import Embedding, Teacher, TeacherMasks
+from samdistill.teacher_frame import TeacherFrame, prompt_arrays
 
 MOST_OBJECTS = 3  # prompted of one image
 _INSIDE = np.float32(4.0)
@@ -66,6 +69,7 @@ class TeacherAnswer:
     """What PyTorch makes of one image's prompt sets, as it chooses and with the best of three for the box."""
 
     image: Image
+    truth: Masks | None
     embedding: Embedding
     sets: list[Prompts]
     chosen: TeacherMasks
@@ -98,12 +102,30 @@ class TeacherReference:
             self.answers.append(
                 TeacherAnswer(
                     image,
+                    found if truth is not None and truth[0].any() else None,
                     embedding,
                     sets,
                     teacher.segment([embedding], [sets]),
                     teacher.segment([embedding], [sets[:1]], multimask=True),
                 )
             )
+
+    def examples(self, encoder: Engine) -> dict[Part, dict[str, npt.NDArray[Any]]]:
+        """Inputs of one call of each network: the first image, and its first prompt set."""
+        answer, record = self.answers[0], self._record
+        frame = TeacherFrame(answer.embedding.image_size, record.side, record.preprocessing)
+        seen: dict[str, npt.NDArray[Any]] = {
+            "pixels": frame.pixels(answer.image)[None],
+            "input_size": np.array([frame.input_size], np.int64),
+        }
+        height, width = record.mask_size
+        asked = {
+            "embeddings": answer.embedding.features.numpy()[None],
+            "image_index": np.zeros(1, np.int64),
+            **prompt_arrays([frame], [answer.sets[:1]], (height, width))._asdict(),
+            "multimask": np.zeros(1, np.bool_),
+        }
+        return {"encoder": {name: seen[name] for name in encoder.inputs}, "decoder": asked}
 
     def measure(
         self, encoder: Engine, decoder: Engine, *, model: Part = "encoder", precision: str = "fp32"
@@ -140,4 +162,9 @@ class TeacherReference:
                 np.stack([*chosen.masks, *best.masks]),
                 np.stack([*answer.chosen.masks, *answer.best_of_three.masks]),
             )
+            if answer.truth is not None:  # the first set of each object is its box
+                step = len(answer.sets) // len(answer.truth)
+                boxed = [np.stack(one.masks[::step]) for one in (chosen, answer.chosen)]
+                nothing = np.zeros(answer.truth.shape[1:], np.bool_)
+                agreement.add_truth(boxed[0], boxed[1], (answer.truth, nothing))
         return agreement.report()

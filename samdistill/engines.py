@@ -59,7 +59,7 @@ def candidates(
     ]
     if not found:
         have = sorted({f"{engine.runtime} {engine.precision}" for engine in own})
-        wanted = " ".join(word for word in (runtime, precision) if word)
+        wanted = " ".join(word for word in (runtime, precision) if word and word != "auto")
         raise UsageError(
             f"runtime must be one the bundle has for its {part} on {kind}: {', '.join(have)}, not {wanted}. "
             "Export again with the engine that is wanted."

@@ -188,12 +188,15 @@ class GoldenResult:
         Largest share of an image's pixels that differ in any one mask.
     passed
         Both within what the manifest allows.
+    engine
+        What computed it.
     """
 
     name: str
     max_probability_difference: float
     changed_pixels: float
     passed: bool
+    engine: str = ""
 
 
 def compare(

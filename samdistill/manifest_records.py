@@ -280,7 +280,9 @@ class EngineRecord:
     verified
         False where masks mean nothing yet (random weights) and only numbers were compared.
     latency_ms
-        Median of one call on the machine that exported, for choosing the fastest; None: not measured.
+        Of one call on the machine that exported, for choosing the fastest; None: not measured.
+    max_probability_difference, max_changed_pixels
+        What its golden cases may differ by, where that is more than the cases themselves allow.
     """
 
     model: Part
@@ -292,12 +294,17 @@ class EngineRecord:
     data: str | None = None
     verified: bool = True
     latency_ms: float | None = None
+    max_probability_difference: float | None = None
+    max_changed_pixels: float | None = None
 
     def __post_init__(self) -> None:
         for path in self.paths:
             check_path(path, "file")
         latency = self.latency_ms
         require(latency is None or latency > 0, f"latency_ms must be above 0, not {latency}.")
+        for key in ("max_probability_difference", "max_changed_pixels"):
+            value = getattr(self, key)
+            require(value is None or 0 < value <= 1, f"{key} must lie between 0 and 1, not {value}.")
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -356,4 +363,4 @@ class GoldenRecord:
         check_path(self.file, "file")
         for key in ("max_probability_difference", "max_changed_pixels"):
             value = getattr(self, key)
-            require(0 < value < 1, f"{key} must lie between 0 and 1, not {value}.")
+            require(0 < value <= 1, f"{key} must lie between 0 and 1, not {value}.")

@@ -33,7 +33,8 @@ LAYERS: list[set[str]] = [
     {"_core", "_version"},
 ]
 DOORS = {
-    "onnxruntime": {"samdistill/runtime/onnxruntime.py"},
+    "onnxruntime": {"samdistill/runtime/onnxruntime.py", "export/quantize.py"},
+    "openvino": {"samdistill/runtime/openvino.py"},
     "segment_anything": {"samdistill/teacher/"},
     "numba": {"samdistill/kernels.py"},
     "nibabel": {"samdistill/io/nifti.py"},

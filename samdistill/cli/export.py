@@ -25,14 +25,27 @@ def export(
     licence: Annotated[
         str, typer.Option(help="Under which the student's weights may be used.")
     ] = "not stated",
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="Also int8, fp16, bf16 or mixed, or the next that passes; repeatable."),
+    ] = None,
+    openvino: Annotated[bool, typer.Option("--openvino", help="OpenVINO's engines too.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Publish a run's student, and a teacher beside it, as a bundle that has proved itself."""
     from samdistill.cli.case_progress import CaseProgress
+    from samdistill.errors import UsageError
     from samdistill.export.bundle import export_run
+    from samdistill.export.ladder import LADDER
+    from samdistill.export.pieces import Engines
     from samdistill.refine import load_prompts
 
+    wanted = [step for step in LADDER if step in (precision or [])]
+    unknown = sorted(set(precision or []) - set(LADDER))
+    if unknown:
+        raise UsageError(f"precision must be one of {', '.join(LADDER)}, not {unknown[0]!r}.")
+    engines = Engines(tuple(wanted), openvino=openvino)
     with CaseProgress("comparing") as progress:
         made = export_run(
             run,
@@ -43,6 +56,7 @@ def export(
             force=force,
             name=name,
             licence=licence,
+            engines=engines,
             progress=progress,
         )
     if json:
@@ -53,7 +67,8 @@ def export(
         return
     print(f"{made.path}: {made.bytes / 1e6:.1f} MB, sha256 {made.sha256}")
     for report in made.parity:
+        judged = "left out" if report.failures() else "equal to PyTorch"
         print(
-            f"{report.model} {report.precision} in {report.runtime}: equal to PyTorch on {report.images} "
+            f"{report.model} {report.precision} in {report.runtime}: {judged} on {report.images} "
             f"validation images, mean mask Dice {report.mean_dice:.5f} (worst {report.worst_dice:.5f})"
         )

@@ -11,7 +11,7 @@ import typer
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    runtime: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
+    runtime: Annotated[str, typer.Option(help="auto (all that are here) or one of them.")] = "auto",
     expect_sha256: Annotated[
         str | None, typer.Option(help="Refuse any bundle but the one with this hash.")
     ] = None,
@@ -32,6 +32,6 @@ def verify(
     print(f"{found.files} files have the hashes of the manifest")
     for case in found.golden:
         print(
-            f"golden case {case.name}: as published on {found.provider} "
+            f"golden case {case.name}: as published on {case.engine} "
             f"(probabilities differ by at most {case.max_probability_difference:.2g})"
         )

@@ -116,8 +116,17 @@ def _onnxruntime(network: Network, device: Device, threads: int | None) -> Engin
     return OnnxRuntimeEngine(network, device, threads=threads)
 
 
-RUNTIMES: dict[str, Callable[[Network, Device, int | None], Engine]] = {"onnxruntime": _onnxruntime}
-PACKAGES = {"onnxruntime": "onnxruntime"}
+def _openvino(network: Network, device: Device, threads: int | None) -> Engine:
+    from samdistill.runtime.openvino import OpenVinoEngine
+
+    return OpenVinoEngine(network, device, threads=threads)
+
+
+RUNTIMES: dict[str, Callable[[Network, Device, int | None], Engine]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}
+PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
 """What each runtime imports."""
 
 

@@ -1,0 +1,202 @@
+"""The precisions of a network: each is tried, proved, and where it fails the next safer one is.
+
+int8 -> fp16 -> bf16 -> mixed -> fp32. What fails the gate is never published; fp32 was proved before anything
+else. Knows neither student nor teacher: what is on trial brings its own measure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from samdistill.errors import BundleError, DeviceUnavailable
+from samdistill.export.low_precision import lower
+from samdistill.export.parity import ParityReport
+from samdistill.manifest import EngineRecord, ModelRecord, Part, Precision
+from samdistill.runtime import Arrays, Engine, open_engine
+
+LADDER: tuple[Precision, ...] = ("int8", "fp16", "bf16", "mixed", "fp32")
+RUNS = 5  # of which the shortest is an engine's latency
+SLACK = 1.5  # by which golden cases may differ more on another machine
+
+
+@dataclass(frozen=True, eq=False)
+class OnTrial:
+    """A network and how to judge an engine that runs it.
+
+    Attributes
+    ----------
+    part, model, content, data
+        The network in fp32: its record, its graph, and the weights beside it by file name.
+    measure
+        The gate.
+    golden
+        How far an engine is off in the golden cases: a probability's difference and the share of changed
+        pixels.
+    example
+        Inputs of one call, for its latency.
+    quantize
+        Makes the int8 graph; None: int8 is not for this network.
+    """
+
+    part: Part
+    model: ModelRecord
+    content: bytes
+    data: dict[str, bytes]
+    measure: Callable[[Engine, Precision], ParityReport]
+    golden: Callable[[Engine], tuple[float, float]]
+    example: Arrays
+    quantize: Callable[[], bytes] | None = None
+
+
+@dataclass(frozen=True)
+class Proved:
+    """What a climb gave.
+
+    Attributes
+    ----------
+    files
+        New graphs, path in the bundle -> content.
+    engines
+        The fastest first.
+    reports
+        Of the gate, those that failed included.
+    """
+
+    files: dict[str, bytes]
+    engines: tuple[EngineRecord, ...]
+    reports: tuple[ParityReport, ...]
+
+
+def climb(
+    trial: OnTrial,
+    *,
+    precisions: Sequence[Precision],
+    openvino: bool,
+    floor: tuple[float, float],
+    say: Callable[[str], None],
+) -> Proved:
+    """Prove a network in fp32 and in the precisions that were asked for, or the next that pass.
+
+    Parameters
+    ----------
+    precisions
+        Asked for, besides fp32.
+    openvino
+        Prove OpenVINO's engines too.
+    floor
+        What every golden case allows: a probability's difference, and the share of changed pixels.
+    say
+        Told what fails and what is tried next.
+
+    Raises
+    ------
+    ParityError
+        When fp32 does not pass.
+    """
+    climber = _Climber(trial, openvino, floor)
+    for report in climber.attempt("fp32"):
+        report.require()
+    for wanted in precisions:
+        if wanted == "int8" and trial.quantize is None:
+            continue
+        for step in LADDER[LADDER.index(wanted) :]:
+            if step in climber.done:
+                break
+            try:
+                failed = [report for report in climber.attempt(step) if report.failures()]
+            except (DeviceUnavailable, BundleError) as error:
+                say(f"{trial.part} {step} cannot run here: {error}")
+                continue
+            for report in failed:
+                reasons = "; ".join(report.failures())
+                say(f"{trial.part} {step} in {report.runtime} fails the gate and stays out: {reasons}")
+            if step in climber.done:
+                break
+            say(f"{trial.part}: stepping up from {step}")
+    return climber.proved()
+
+
+class _Climber:
+    def __init__(self, trial: OnTrial, openvino: bool, floor: tuple[float, float]) -> None:
+        self.trial, self.openvino, self.floor = trial, openvino, floor
+        self.files: dict[str, bytes] = {}
+        self.passed: list[tuple[EngineRecord, Engine]] = []
+        self.reports: list[ParityReport] = []
+        self.done: set[Precision] = set()
+
+    def attempt(self, precision: Precision) -> list[ParityReport]:
+        """Prove each engine of a precision; those that pass are kept, and their file."""
+        trial, model = self.trial, self.trial.model
+        runtimes = ["onnxruntime"] if precision != "bf16" else []
+        if self.openvino and precision in ("fp32", "bf16", "int8"):
+            runtimes.append("openvino")
+        if not runtimes:
+            raise DeviceUnavailable("no engine that was asked for computes in bf16 on a CPU; use --openvino.")
+        file, content, data = model.file, trial.content, model.data
+        if precision in ("fp16", "mixed", "int8"):
+            if data is not None:
+                raise DeviceUnavailable("its weights lie beside the graph, which only fp32 and bf16 know.")
+            file, data = f"{trial.part}.{precision}.onnx", None
+            content = self._graph(precision)
+        reports = []
+        for runtime in runtimes:
+            engine = open_engine(
+                content, runtime=runtime, precision=precision, data=trial.data if data else {}
+            )
+            report = trial.measure(engine, precision)
+            reports.append(report)
+            if report.failures():
+                continue
+            record = EngineRecord(
+                trial.part,
+                runtime,  # type: ignore[arg-type]
+                "cpu",
+                precision,
+                file,
+                report.to_dict(),
+                data=data,
+                verified=precision == "fp32" or report.telling,
+            )
+            self.passed.append((record, engine))
+            self.done.add(precision)
+            if content is not trial.content:
+                self.files[file] = content
+        self.reports += reports
+        return reports
+
+    def _graph(self, precision: Precision) -> bytes:
+        if precision == "int8":
+            assert self.trial.quantize is not None
+            return self.trial.quantize()
+        return lower(self.trial.content, keep_ends=precision == "mixed")
+
+    def proved(self) -> Proved:
+        """The engines and what their golden cases may differ by; the fastest first."""
+        records = []
+        for record, engine in self.passed:
+            allowed: list[float | None] = []
+            for found, least in zip(self.trial.golden(engine), self.floor, strict=True):
+                allowed.append(min(1.0, SLACK * found) if SLACK * found > least else None)
+            several = len(self.passed) > 1
+            records.append(
+                replace(
+                    record,
+                    max_probability_difference=allowed[0],
+                    max_changed_pixels=allowed[1],
+                    latency_ms=_latency_ms(engine, self.trial.example) if several else None,
+                )
+            )
+        records.sort(key=lambda record: record.latency_ms or 0.0)
+        return Proved(self.files, tuple(records), tuple(self.reports))
+
+
+def _latency_ms(engine: Engine, example: Arrays) -> float:
+    """The shortest of a few calls after one to warm up: what else the machine does is no news."""
+    times = []
+    for _ in range(RUNS + 1):
+        started = time.perf_counter()
+        engine.run(example)
+        times.append(1000 * (time.perf_counter() - started))
+    return round(max(0.01, min(times[1:])), 2)
