@@ -91,7 +91,7 @@ def test_a_box_is_drawn_as_its_inscribed_ellipse() -> None:
     for box in ([20, 40, 200, 120], [0, 0, 256, 256], [100, 90, 131, 240]):
         indices = torch.tensor([box], dtype=torch.float32) - torch.tensor([0, 0, 1, 1])
         prior = encoder.box_prior(indices)[0, 0].numpy()
-        expected = ellipse(np.array(box, np.float32) * 96 / 256, (96, 96))
+        expected = ellipse(np.array(box, np.float32) * 128 / 256, (128, 128))
         assert np.array_equal(prior > 0, expected)
         assert 3.8 < prior.max() <= 4
         assert prior.min() >= -12

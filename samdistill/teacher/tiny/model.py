@@ -1,6 +1,6 @@
 """The embedded teacher's network: SAM's prompt encoder and mask decoder behind a convolutional encoder.
 
-Input 256 x 256, 24 x 24 tokens of width 96, low-resolution masks of 96 x 96. Two things differ from SAM:
+Input 256 x 256, 32 x 32 tokens of width 96, low-resolution masks of 128 x 128. Two things differ from SAM:
 the image encoder, and that a box without a mask is also shown to the decoder as a picture, the ellipse
 inscribed in it, through SAM's own mask path. Knows neither training nor where the weights lie.
 """
@@ -18,7 +18,6 @@ cure()
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer  # noqa: E402
 
 SIZE = 256  # input, pixels
-INNER = 192  # what the encoder shrinks it to: details cost more than they tell
 STRIDE = 8
 WIDTH = 96
 STAGES = ((24, 0), (48, 1), (96, 2), (160, 3), (192, 2))  # channels and blocks at strides 2, 4, 8, 16, 32
@@ -52,8 +51,6 @@ class TinyEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.img_size = SIZE
-        self.shrink: torch.Tensor | None
-        self.register_buffer("shrink", _shrinking(SIZE, INNER), persistent=False)
         stages, channels = [], 3
         for width, blocks in STAGES:
             down = conv(channels, width, stride=2)
@@ -67,9 +64,7 @@ class TinyEncoder(nn.Module):
         self.out = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, 3, 256, 256) normalised pixels to (N, 96, 24, 24) embeddings."""
-        if self.shrink is not None:
-            x = self.shrink @ x @ self.shrink.T
+        """(N, 3, 256, 256) normalised pixels to (N, 96, 32, 32) embeddings."""
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -123,17 +118,19 @@ class PriorPromptEncoder(PromptEncoder):  # type: ignore[misc]
 
 
 def set_side(model: Sam, side: int) -> None:
-    """Let the network take another square than 256, a multiple of 32, and work on it as it comes.
+    """Let the network take another square than 256, a multiple of 32.
 
     No weight depends on it: positions are encoded relative to the side. Training uses it, for cheap steps.
     """
     model.image_encoder.img_size = side
-    model.image_encoder.shrink = None
-    _set_frame(model.prompt_encoder, side, side // STRIDE)
+    encoder, tokens = model.prompt_encoder, side // STRIDE
+    encoder.input_image_size = (side, side)
+    encoder.image_embedding_size = (tokens, tokens)
+    encoder.mask_input_size = (4 * tokens, 4 * tokens)
 
 
 def build() -> Sam:
-    """Build the network with random weights, as it is deployed: 256 x 256 in, worked on at INNER x INNER."""
+    """Build the network with random weights, as it is deployed: 256 x 256 in."""
     model = Sam(
         image_encoder=TinyEncoder(),
         prompt_encoder=PriorPromptEncoder(WIDTH, (1, 1), (SIZE, SIZE), mask_in_chans=16),
@@ -143,20 +140,5 @@ def build() -> Sam:
             iou_head_hidden_dim=WIDTH,
         ),
     )
-    _set_frame(model.prompt_encoder, SIZE, INNER // STRIDE)
+    set_side(model, SIZE)
     return model
-
-
-def _set_frame(prompt_encoder: PromptEncoder, side: int, tokens: int) -> None:
-    prompt_encoder.input_image_size = (side, side)
-    prompt_encoder.image_embedding_size = (tokens, tokens)
-    prompt_encoder.mask_input_size = (4 * tokens, 4 * tokens)
-
-
-def _shrinking(from_side: int, to_side: int) -> torch.Tensor:
-    """(to, from) matrix that resizes an axis by area-aware bilinear interpolation, as Pillow does."""
-    rows = torch.eye(from_side)[None, None]
-    shrunk: torch.Tensor = functional.interpolate(
-        rows, (to_side, from_side), mode="bilinear", align_corners=False, antialias=True
-    )[0, 0]
-    return shrunk

@@ -26,9 +26,10 @@ from samdistill.teacher.tiny.split import TRAINED_SETS, held_out
 SIZE = 256  # the frame samples are composed in; they may be drawn smaller
 HELD_OUT_PICTURES = 200
 LEAST_PX = 12  # of an object, in the sampler's frame
-# Shares shown whole, as in use, and bent; a head stays an ellipse.
+# Shares shown whole, as in use, bent (a head stays an ellipse) and recoloured.
 WHOLE = {"pictures": 0.35, "nuclei": 0.6, "nerves": 0.6, "fetal_head": 0.6}
-BENT = {"pictures": 0.0, "nuclei": 0.3, "nerves": 0.5, "fetal_head": 0.0}
+BENT = {"pictures": 0.0, "nuclei": 0.3, "nerves": 0.3, "fetal_head": 0.0}
+RECOLOURED = {"pictures": 0.8, "nuclei": 0.6, "nerves": 0.4, "fetal_head": 0.4}
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -187,7 +188,7 @@ class Sampler:
         while len(masks) < most:
             masks.append(masks[rng.integers(len(masks))])
         canvas = np.zeros((self.side, self.side, 3), np.uint8)
-        canvas[:height, :width] = recolour(rng, image) if rng.random() < 0.75 else image
+        canvas[:height, :width] = recolour(rng, image) if rng.random() < RECOLOURED[name] else image
         return {
             "image": canvas,
             "content": np.array([height, width]),

@@ -38,7 +38,7 @@ from samdistill.teacher.tiny.recipe import (
 )
 from samdistill.teacher.tiny.samples import Sampler, cache_pictures
 
-SHARES = {"pictures": 0.45, "nuclei": 0.22, "nerves": 0.2, "fetal_head": 0.13}
+SHARES = {"pictures": 0.36, "nuclei": 0.25, "nerves": 0.27, "fetal_head": 0.12}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Stage:
 
 
 FOUR = dict.fromkeys(SHARES, 4)
-MANY = {"pictures": 5, "nuclei": 12, "nerves": 4, "fetal_head": 3}
+MANY = {"pictures": 4, "nuclei": 12, "nerves": 4, "fetal_head": 2}
 STAGES = (
     Stage(until=0.08, side=128, batch=16, objects=FOUR, prompts=False, dense=1.0),
     Stage(until=0.32, side=128, batch=8, objects=FOUR, prompts=True, dense=0.3),
@@ -63,7 +63,7 @@ STAGES = (
     Stage(until=1.00, side=256, batch=6, objects=FOUR, prompts=True, dense=0.3),
 )
 FURTHER = (
-    Stage(until=0.55, side=256, batch=6, objects=MANY, prompts=True, dense=0.0),
+    Stage(until=0.75, side=256, batch=6, objects=MANY, prompts=True, dense=0.0),
     Stage(until=1.00, side=256, batch=6, objects=MANY, prompts=True, dense=0.0),
 )
 
