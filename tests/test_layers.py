@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"train"},
     {"teacher"},
     {"matching", "kernels", "torchvision_cure"},
-    {"report", "evaluation", "inference", "verify"},
+    {"report", "evaluation", "inference", "verify", "bench", "doctor"},
     {"golden"},
     {"predictor", "bundled_teacher"},
     {"engines"},

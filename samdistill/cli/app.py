@@ -13,8 +13,10 @@ import typer
 
 from samdistill._version import __version__
 from samdistill.cli import (
+    bench,
     data,
     demo,
+    doctor,
     evaluate,
     export,
     infer,
@@ -62,6 +64,8 @@ app.command("infer")(infer.infer)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("verify")(verify.verify)
+app.command("bench")(bench.bench)
+app.command("doctor")(doctor.doctor)
 app.add_typer(teacher.app, name="teacher", help="The Segment Anything models that teach.")
 app.command("demo")(demo.demo)
 

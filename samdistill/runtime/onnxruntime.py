@@ -55,6 +55,17 @@ def _library() -> Any:
     return onnxruntime
 
 
+def cuda_built_for() -> str:
+    """The CUDA version that the installed wheel was built for, "" for the CPU's.
+
+    Raises
+    ------
+    DeviceUnavailable
+        When none or both of the wheels are installed.
+    """
+    return str(getattr(_library(), "cuda_version", ""))
+
+
 class OnnxRuntimeEngine:
     """A network in ONNX Runtime; an `Engine`.
 

@@ -1,0 +1,209 @@
+"""How fast a bundle's engines are on this machine: latency, throughput, memory, and whether the masks hold.
+
+Each engine runs in a process of its own, so that memory is its own and none warms another's caches. The
+pictures are the bundle's golden cases, and so are the masks it is held against: no image is needed. Knows no
+output format.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from samdistill.bundle import Bundle
+from samdistill.bundled_teacher import BundledTeacher
+from samdistill.engines import OpenedPart, candidates, open_part, open_record
+from samdistill.errors import SamdistillError
+from samdistill.geometry import ModelFrame
+from samdistill.golden import GoldenCase, TeacherCase
+from samdistill.manifest import EngineRecord, Part
+from samdistill.metrics import dice_per_class
+from samdistill.predictor import Predictor
+from samdistill.runtime import Engine
+from samdistill.teacher_frame import TeacherFrame, prompt_arrays
+from samdistill.verify import answered
+
+Inputs = dict[str, npt.NDArray[Any]]
+BATCH = 4  # images or prompt sets a call, for throughput
+
+
+@dataclass(frozen=True)
+class EngineTiming:
+    """What one engine does here.
+
+    Attributes
+    ----------
+    model, runtime, precision, verified
+        As in the manifest.
+    provider
+        What really computes.
+    latency_ms, p95_ms
+        Of one image (decoder: one prompt set): median and 95th percentile.
+    per_second
+        Images (sets) a second, several in a call.
+    memory_mb
+        Peak of the process beyond what it had before the engine opened.
+    dice
+        Mean Dice of its masks against those PyTorch gave when the bundle was published.
+    error
+        Why there are no figures; None where there are.
+    """
+
+    model: str
+    runtime: str
+    precision: str
+    verified: bool
+    provider: str = ""
+    latency_ms: float = 0.0
+    p95_ms: float = 0.0
+    per_second: float = 0.0
+    memory_mb: float = 0.0
+    dice: float = 0.0
+    error: str | None = None
+
+
+def bench(
+    bundle: Path | str,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    runs: int = 20,
+    expect_sha256: str | None = None,
+) -> list[EngineTiming]:
+    """Time every engine of a bundle that may run on a device.
+
+    Parameters
+    ----------
+    bundle, device, threads, expect_sha256
+        As for `Predictor.load`.
+    runs
+        Timed calls an engine, after two to warm up.
+
+    Returns
+    -------
+    list
+        By network, the fastest first; engines that do not open last.
+
+    Raises
+    ------
+    BundleError
+        When the bundle is damaged.
+    ValueError
+        When runs is below 1.
+    """
+    if runs < 1:
+        raise ValueError(f"runs must be at least 1, not {runs}.")
+    opened = Bundle.open(bundle, expect_sha256=expect_sha256)
+    parts: tuple[Part, ...] = ("student", "encoder", "decoder")
+    timings = []
+    # A fresh process each, since a forked one would carry this one's memory and threads.
+    context = multiprocessing.get_context("spawn")
+    for part in parts if opened.manifest.teacher else parts[:1]:
+        own = []
+        for record in candidates(opened, part, device=device):
+            with context.Pool(1) as pool:
+                job = (str(opened.root), opened.sha256, record, device, threads, runs)
+                own.append(pool.apply(_timed, job))
+        timings += sorted(own, key=lambda one: (one.error is not None, one.latency_ms))
+    return timings
+
+
+def _timed(
+    root: str, sha256: str, record: EngineRecord, device: str, threads: int | None, runs: int
+) -> EngineTiming:
+    """Time one engine; runs in a process of its own."""
+    known = (record.model, record.runtime, record.precision, record.verified)
+    try:
+        bundle = Bundle.open(root, expect_sha256=sha256)
+        before = _peak_mb()
+        engine = open_record(bundle, record, device=device, threads=threads)
+        one, several = _inputs(bundle, record.model, 1), _inputs(bundle, record.model, BATCH)
+        times = _times(engine, one, runs)
+        throughput = BATCH / float(np.median(_times(engine, several, max(3, runs // 4))))
+        memory = _peak_mb() - before
+        return EngineTiming(
+            *known,
+            provider=engine.provider,
+            latency_ms=1000 * float(np.median(times)),
+            p95_ms=1000 * float(np.percentile(times, 95)),
+            per_second=throughput,
+            memory_mb=memory,
+            dice=_dice(bundle, record, engine, device),
+        )
+    except SamdistillError as error:
+        return EngineTiming(*known, error=str(error))
+
+
+def _times(engine: Engine, inputs: Inputs, runs: int) -> list[float]:
+    times = []
+    for run in range(runs + 2):
+        started = time.perf_counter()
+        engine.run(inputs)
+        if run >= 2:
+            times.append(time.perf_counter() - started)
+    return times
+
+
+def _inputs(bundle: Bundle, part: Part, count: int) -> Inputs:
+    """Inputs of one call with `count` images or prompt sets."""
+    manifest = bundle.manifest
+    names = manifest.models.of(part).inputs
+    if part == "student":
+        case = next(case for case in manifest.golden if case.part == "student")
+        image = manifest.intensity.apply(GoldenCase.from_npz(bundle.read(case.file), case.file).pixels)
+        frame = ModelFrame.of((image.shape[0], image.shape[1]), manifest.input.size, manifest.input.multiple)
+        return {names[0]: np.repeat(frame.pixels(image)[None], count, axis=0)}
+    teacher = manifest.teacher
+    assert teacher is not None
+    asked = _teacher_case(bundle)
+    size = (asked.pixels.shape[0], asked.pixels.shape[1])
+    frame_ = TeacherFrame(size, teacher.side, teacher.preprocessing)
+    if part == "encoder":
+        inputs: Inputs = {
+            "pixels": np.repeat(frame_.pixels(asked.pixels)[None], count, axis=0),
+            "input_size": np.repeat(np.array([frame_.input_size], np.int64), count, axis=0),
+        }
+        return {name: inputs[name] for name in names}
+    sets = asked.prompts()[:1] * count
+    height, width = teacher.mask_size
+    return {
+        "embeddings": np.random.default_rng(0).normal(size=(1, *teacher.embedding)).astype(np.float32),
+        "image_index": np.zeros(count, np.int64),
+        **prompt_arrays([frame_], [sets], (height, width))._asdict(),
+        "multimask": np.zeros(count, np.bool_),
+    }
+
+
+def _teacher_case(bundle: Bundle) -> TeacherCase:
+    case = next(case for case in bundle.manifest.golden if case.part == "teacher")
+    return TeacherCase.from_npz(bundle.read(case.file), case.file)
+
+
+def _dice(bundle: Bundle, record: EngineRecord, engine: Engine, device: str) -> float:
+    """Mean Dice of an engine's golden masks against those published."""
+    if record.model == "student":
+        predictor = Predictor(bundle, OpenedPart(engine, record), threads=None, device=device)
+        dices = []
+        for golden in bundle.manifest.golden:
+            if golden.part == "student":
+                case = GoldenCase.from_npz(bundle.read(golden.file), golden.file)
+                dices.append(dice_per_class(predictor.predict(case.pixels).masks, case.masks))
+        return float(np.mean(dices))
+    other: Part = "decoder" if record.model == "encoder" else "encoder"
+    beside = open_part(bundle, other, device=device, precision="fp32").engine
+    pair = (engine, beside) if record.model == "encoder" else (beside, engine)
+    assert bundle.manifest.teacher is not None
+    asked = _teacher_case(bundle)
+    found = answered(BundledTeacher(bundle.manifest.teacher, *pair), asked)
+    return float(np.mean(dice_per_class(found.masks, asked.masks)))
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

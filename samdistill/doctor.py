@@ -1,0 +1,191 @@
+"""What is installed, what is missing, and the cure. Changes nothing but makes the cache folder."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from samdistill._version import __version__
+from samdistill.errors import DeviceUnavailable
+from samdistill.runtime import PACKAGES, RUNTIMES, is_installed
+from samdistill.runtime.onnxruntime import cuda_built_for, installed_wheels
+
+Status = Literal["ok", "note", "wrong"]
+LIBRARIES = (
+    *("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
+    *("torch", "torchvision", "segment-anything", "segmentation-models-pytorch", "onnx", "onnxslim"),
+)
+CUDA_FILES = ("libcudart.so.{major}", "libcublas.so.{major}", "libcudnn.so.9")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes
+    ----------
+    what, status, detail
+        `note` is worth knowing, `wrong` needs a cure.
+    cure
+        What to run; empty where nothing is wrong.
+    """
+
+    what: str
+    status: Status
+    detail: str
+    cure: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at everything."""
+    return [*_versions(), _wheels(), *_gpu(), *_runtimes(), _cache()]
+
+
+def cache_folder() -> Path:
+    """Where engines built for this machine are kept: `samdistill` below XDG_CACHE_HOME or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "samdistill"
+
+
+def _versions() -> list[Finding]:
+    found = [
+        Finding("samdistill", "ok", __version__),
+        Finding("Python", "ok", f"{platform.python_version()} at {sys.prefix}"),
+        Finding("machine", "ok", f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"),
+    ]
+    for name in LIBRARIES:
+        version = _version(name)
+        if version is not None:
+            found.append(Finding(name, "ok", version))
+    return found
+
+
+def _wheels() -> Finding:
+    wheels = installed_wheels()
+    if len(wheels) == 1:
+        return Finding("ONNX Runtime's wheels", "ok", f"{wheels[0]} alone")
+    if wheels:
+        return Finding(
+            "ONNX Runtime's wheels",
+            "wrong",
+            f"{' and '.join(wheels)}: each overwrites files of the other",
+            f"pip uninstall -y {' '.join(wheels)}, then pip install 'samdistill[cpu]' or 'samdistill[gpu]'",
+        )
+    return Finding(
+        "ONNX Runtime's wheels",
+        "wrong",
+        "none: no bundle opens without an engine",
+        "pip install 'samdistill[cpu]', or 'samdistill[gpu]' beside an NVIDIA GPU",
+    )
+
+
+def _runtimes() -> list[Finding]:
+    found = []
+    for runtime in RUNTIMES:
+        if is_installed(runtime):
+            found.append(Finding(f"runtime {runtime}", "ok", f"{PACKAGES[runtime]} is there"))
+        else:
+            found.append(
+                Finding(f"runtime {runtime}", "note", "not installed", f"pip install 'samdistill[{runtime}]'")
+            )
+    return found
+
+
+def _gpu() -> list[Finding]:
+    """The NVIDIA driver, and whether ONNX Runtime's CUDA goes with what is installed."""
+    driver = nvidia_driver()
+    gpu_wheel = "onnxruntime-gpu" in installed_wheels()
+    if driver is None:
+        if gpu_wheel:
+            cure = (
+                "install NVIDIA's driver, or pip uninstall -y onnxruntime-gpu; pip install 'samdistill[cpu]'"
+            )
+            return [Finding("NVIDIA driver", "wrong", "none, and onnxruntime-gpu is installed", cure)]
+        return [Finding("NVIDIA driver", "note", "none: engines run on the CPU")]
+    found = [Finding("NVIDIA driver", "ok", driver)]
+    if not gpu_wheel:
+        return [
+            *found,
+            Finding(
+                "CUDA in ONNX Runtime",
+                "note",
+                "the wheel for CPUs is installed beside a GPU",
+                "pip uninstall -y onnxruntime; pip install 'samdistill[gpu]'",
+            ),
+        ]
+    try:
+        major = cuda_built_for().split(".")[0]
+    except DeviceUnavailable as error:
+        return [*found, Finding("CUDA in ONNX Runtime", "wrong", str(error), "see above")]
+    torch_cuda = re.search(r"\+cu(\d+)\d$", _version("torch") or "")
+    if torch_cuda and torch_cuda[1] != major:
+        found.append(
+            Finding(
+                "CUDA major version",
+                "note",
+                f"onnxruntime-gpu wants CUDA {major}, torch brings CUDA {torch_cuda[1]}",
+                f"pip install nvidia-cuda-runtime-cu{major} nvidia-cublas-cu{major} nvidia-cudnn-cu{major}",
+            )
+        )
+    missing = [name for name in (f.format(major=major) for f in CUDA_FILES) if not _loads(name)]
+    if missing:
+        found.append(
+            Finding(
+                "CUDA libraries",
+                "wrong",
+                f"{', '.join(missing)} cannot be loaded",
+                f"pip install 'onnxruntime-gpu[cuda,cudnn]', or put CUDA {major}'s lib64 on LD_LIBRARY_PATH",
+            )
+        )
+    else:
+        found.append(Finding("CUDA libraries", "ok", f"CUDA {major} and cuDNN load"))
+    return found
+
+
+def nvidia_driver() -> str | None:
+    """Names and driver versions of the GPUs, as nvidia-smi tells them; None where there is none."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return "; ".join(lines) if done.returncode == 0 and lines else None
+
+
+def _cache() -> Finding:
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        cure = f"make {folder} writable, or set XDG_CACHE_HOME to a folder that is"
+        return Finding("cache", "wrong", f"{folder}: {error.strerror}", cure)
+    free = shutil.disk_usage(folder).free / 1e9
+    return Finding("cache", "ok", f"{folder}, {free:.0f} GB free")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True

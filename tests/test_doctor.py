@@ -1,0 +1,99 @@
+"""`doctor` finds what is wrong with an installation and says the cure."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import samdistill.doctor as doctor
+from samdistill.doctor import Finding, examine
+
+
+def by_name() -> dict[str, Finding]:
+    return {finding.what: finding for finding in examine()}
+
+
+def test_it_tells_versions_engines_and_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = by_name()
+    for name in ("samdistill", "Python", "numpy", "ONNX Runtime's wheels", "cache", "runtime onnxruntime"):
+        assert found[name].status == "ok", name
+    assert str(tmp_path / "samdistill") in found["cache"].detail
+    assert list((tmp_path / "samdistill").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wheels", "words"),
+    [
+        (["onnxruntime", "onnxruntime-gpu"], "pip uninstall -y onnxruntime onnxruntime-gpu"),
+        ([], r"pip install 'samdistill[cpu]'"),
+    ],
+)
+def test_both_wheels_or_none_are_wrong(
+    wheels: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "installed_wheels", lambda: wheels)
+    found = by_name()["ONNX Runtime's wheels"]
+    assert found.status == "wrong"
+    assert words in found.cure
+
+
+def gpu_machine(monkeypatch: pytest.MonkeyPatch, *, torch: str, missing: tuple[str, ...] = ()) -> None:
+    monkeypatch.setattr(doctor, "installed_wheels", lambda: ["onnxruntime-gpu"])
+    monkeypatch.setattr(doctor, "nvidia_driver", lambda: "NVIDIA L4, 580.1")
+    monkeypatch.setattr(doctor, "cuda_built_for", lambda: "13.0")
+    monkeypatch.setattr(doctor, "_version", lambda name: torch if name == "torch" else None)
+    monkeypatch.setattr(doctor, "_loads", lambda library: library not in missing)
+
+
+def test_a_cuda_major_mismatch_and_missing_libraries_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_machine(monkeypatch, torch="2.13.0+cu126", missing=("libcudnn.so.9",))
+    found = by_name()
+    assert found["CUDA major version"].detail == "onnxruntime-gpu wants CUDA 13, torch brings CUDA 12"
+    assert found["CUDA libraries"].status == "wrong"
+    assert "libcudnn.so.9 cannot be loaded" in found["CUDA libraries"].detail
+    gpu_machine(monkeypatch, torch="2.13.0+cu130")
+    found = by_name()
+    assert "CUDA major version" not in found
+    assert found["CUDA libraries"].status == "ok"
+
+
+def test_a_gpu_wheel_without_a_driver_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_machine(monkeypatch, torch="2.13.0")
+    monkeypatch.setattr(doctor, "nvidia_driver", lambda: None)
+    assert by_name()["NVIDIA driver"].status == "wrong"
+
+
+def test_the_cpu_wheel_beside_a_gpu_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_machine(monkeypatch, torch="2.13.0")
+    monkeypatch.setattr(doctor, "installed_wheels", lambda: ["onnxruntime"])
+    assert "samdistill[gpu]" in by_name()["CUDA in ONNX Runtime"].cure
+
+
+def test_a_cache_that_cannot_be_written_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    found = by_name()["cache"]
+    assert found.status == "wrong"
+    assert "XDG_CACHE_HOME" in found.cure
+
+
+def test_the_command_prints_each_finding_and_ends_with_6_where_something_is_wrong(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "samdistill", "doctor"]
+
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok     samdistill: " in done.stdout
+    (tmp_path / "file").write_text("in the way")
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "file")
+    done = subprocess.run([*line, "--json"], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 6
+    assert [one["what"] for one in json.loads(done.stdout)["findings"] if one["status"] == "wrong"] == [
+        "cache"
+    ]
