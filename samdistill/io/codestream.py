@@ -124,6 +124,8 @@ def _rle_size(frame: bytes, most: int) -> int:
     if len(frame) < 64:
         return 0
     count, *offsets = struct.unpack_from("<16I", frame)
+    if not 1 <= count <= len(offsets):
+        return 0  # no decoder takes it
     ends = [*offsets[1:count], len(frame)]
     total = 0
     for start, end in zip(offsets[:count], ends, strict=True):

@@ -183,7 +183,9 @@ def _decode(path: Path, dataset: Dataset, index: int, count: int) -> tuple[npt.N
         frame = guarded(
             path, "its frames", lambda: get_frame(dataset.PixelData, index, number_of_frames=count)
         )
-        problem = frame_problem(frame, str(syntax), (height, width), raw_bytes)
+        problem = guarded(
+            path, "its frames", lambda: frame_problem(frame, str(syntax), (height, width), raw_bytes)
+        )
         if problem is not None:
             raise InputRejected(f"{path} cannot be read: {problem}. Export it again.")
     decoder = guarded(path, "its transfer syntax", lambda: get_decoder(syntax))

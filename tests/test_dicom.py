@@ -1,0 +1,239 @@
+"""DICOM: grey goes the standard's way, compressed or not; twins are equal; damage has a message."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import dicoms
+import numpy as np
+import pydicom
+import pytest
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+from samdistill.errors import InputRejected
+from samdistill.intensity import IntensityRule, MeasuredPixels
+from samdistill.io.codestream import frame_problem
+from samdistill.io.stack import open_stack
+
+RNG = np.random.default_rng(3)
+PERCENTILES = IntensityRule("percentiles", 0.5, 99.5)
+
+
+def read(path: Path, index: int = 0) -> Any:
+    return open_stack(path, path.read_bytes()).image(index)
+
+
+def shown(path: Path, index: int = 0) -> np.ndarray:
+    return IntensityRule().apply(read(path, index))[:, :, 0]
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize(("dtype", "bits", "slope"), [("uint16", 12, 1), ("int16", 16, 2), ("uint8", 8, 1)])
+def test_windows_are_pydicoms(tmp_path: Path, function: str, dtype: str, bits: int, slope: int) -> None:
+    """pydicom's windowing is the reference; its range is the stored values', ours 0..255."""
+    limits = (-3000, 3000) if dtype == "int16" else (0, 1 << bits)
+    pixels = RNG.integers(*limits, (20, 30)).astype(dtype)
+    window = {"VOILUTFunction": function, "WindowCenter": ["90", "1"], "WindowWidth": ["120", "2"]}
+    rescale = {"RescaleSlope": slope, "RescaleIntercept": -7 * (slope - 1)}
+    made = dicoms.dataset(pixels, bits=bits, **window, **rescale)
+    path = dicoms.save(tmp_path / "w.dcm", made)
+    reference = apply_voi_lut(apply_modality_lut(pixels, made), made, index=0).astype(np.float64)
+    ends = [-(1 << 15), (1 << 15) - 1] if dtype == "int16" else [0, (1 << bits) - 1]
+    low, high = (end * slope - 7 * (slope - 1) for end in ends)
+    np.testing.assert_allclose(shown(path), (reference - low) / (high - low) * 255, atol=0.51)
+
+
+def test_lookup_tables_are_pydicoms(tmp_path: Path) -> None:
+    pixels = RNG.integers(0, 4096, (20, 30)).astype(np.uint16)
+    made = dicoms.dataset(pixels, bits=12)
+    made.ModalityLUTSequence = [dicoms.table(100, RNG.integers(0, 4096, 1000).astype(np.uint16))]
+    made.VOILUTSequence = [dicoms.table(0, np.sort(RNG.integers(0, 1024, 4096)).astype(np.uint16), 10)]
+    path = dicoms.save(tmp_path / "l.dcm", made)
+    measured = apply_modality_lut(pixels, made)
+    np.testing.assert_array_equal(np.asarray(read(path)), measured)
+    reference = apply_voi_lut(measured, made).astype(np.float64) / 1023 * 255
+    np.testing.assert_allclose(shown(path), reference, atol=0.51)
+
+
+def test_values_without_a_window_stay_as_deep_as_they_are(tmp_path: Path) -> None:
+    deep = RNG.integers(0, 4096, (8, 9)).astype(np.uint16)
+    pixels = read(dicoms.write(tmp_path / "d.dcm", deep, bits=12))
+    assert (pixels.dtype, isinstance(pixels, MeasuredPixels)) == (np.uint16, False)
+    np.testing.assert_array_equal(pixels, deep)
+    with pytest.raises(ValueError, match="must be uint8 under the intensity rule"):
+        IntensityRule().apply(pixels)
+    flat = RNG.integers(0, 256, (8, 9)).astype(np.uint8)
+    np.testing.assert_array_equal(shown(dicoms.write(tmp_path / "f.dcm", flat)), flat)
+
+
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 2000, "WindowWidth": 900}])
+@pytest.mark.parametrize("rescale", [{}, {"RescaleSlope": 0.5, "RescaleIntercept": -100}])
+def test_monochrome_twins_are_equal_measured_and_shown(tmp_path: Path, window: Any, rescale: Any) -> None:
+    """Stored upside down and said to be so, the same picture comes out, whatever rule takes it."""
+    pixels = RNG.integers(0, 4096, (20, 30)).astype(np.uint16)
+    a = dicoms.write(tmp_path / "2.dcm", pixels, bits=12, **window, **rescale)
+    inverse = {"WindowCenter": 4095 - 2000 + 1, "WindowWidth": 900} if window else {}
+    if rescale and window:  # the window is in rescaled values
+        a = dicoms.write(tmp_path / "2.dcm", pixels, bits=12, WindowCenter=900, WindowWidth=450, **rescale)
+        inverse = {"WindowCenter": -100 + (4095 * 0.5 - 100) - 900 + 1, "WindowWidth": 450}
+    turned = {"photometric": "MONOCHROME1", "PresentationLUTShape": "INVERSE", **inverse, **rescale}
+    b = dicoms.write(tmp_path / "1.dcm", (4095 - pixels).astype(np.uint16), bits=12, **turned)
+    np.testing.assert_allclose(PERCENTILES.apply(read(a)), PERCENTILES.apply(read(b)), atol=1)
+    np.testing.assert_allclose(np.asarray(read(a)), np.asarray(read(b)), atol=1e-3)
+    if window:
+        np.testing.assert_allclose(shown(a).astype(int), shown(b).astype(int), atol=1)
+
+
+def test_eight_and_sixteen_bits_and_frames_are_twins(tmp_path: Path) -> None:
+    flat = RNG.integers(0, 256, (3, 20, 30)).astype(np.uint8)
+    deep = flat.astype(np.uint16) * 257
+    clip = dicoms.write(tmp_path / "clip.dcm", flat)
+    assert len(open_stack(clip)) == 3
+    for index in range(3):
+        one = dicoms.write(tmp_path / "one.dcm", flat[index])
+        two = dicoms.write(
+            tmp_path / "two.dcm", deep[index], WindowCenter=32768, WindowWidth=65536, VOILUTFunction="LINEAR"
+        )
+        np.testing.assert_array_equal(shown(one), flat[index])
+        np.testing.assert_array_equal(shown(two), flat[index])
+        np.testing.assert_array_equal(shown(clip, index), flat[index])
+        np.testing.assert_array_equal(PERCENTILES.apply(read(two)), PERCENTILES.apply(read(one)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["RLE", "bigendian", "implicit", "jp2klossless", "jpeg_ls_lossless", "padded", "expb"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_lossless_transfer_syntaxes_give_the_same_pixels(name: str) -> None:
+    plain = read(dicoms.sample("MR_small.dcm"))
+    other = read(dicoms.sample(f"MR_small_{name}.dcm"))
+    np.testing.assert_array_equal(np.asarray(other), np.asarray(plain))
+    assert np.array_equal(shown(dicoms.sample(f"MR_small_{name}.dcm")), shown(dicoms.sample("MR_small.dcm")))
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        ("SC_rgb_gdcm_KY.dcm", 0),  # JPEG 2000
+        ("SC_rgb_jpeg_gdcm.dcm", 0),  # JPEG Lossless
+        ("SC_rgb_dcmtk_+eb+cr.dcm", 12),  # JPEG Baseline, RGB
+        ("SC_rgb_dcmtk_+eb+cy+np.dcm", 12),  # YBR_FULL_422
+        ("SC_rgb_dcmtk_+eb+cy+n1.dcm", 12),  # YBR_FULL
+        ("SC_ybr_full_422_uncompressed.dcm", 12),
+    ],
+)
+def test_colours_come_out_whatever_they_are_stored_as(name: str, tolerance: int) -> None:
+    """All are pictures of the same colour bars."""
+    plain = read(dicoms.sample("SC_rgb_rle.dcm")).astype(int)
+    other = read(dicoms.sample(name)).astype(int)
+    assert other.shape == plain.shape == (100, 100, 3)
+    assert np.median(np.abs(other - plain)) <= tolerance
+    assert np.abs(other - plain)[5:8, 5:95].mean() <= tolerance + 1
+
+
+def test_palettes_deflated_files_and_frames_of_clips_are_read() -> None:
+    assert read(dicoms.sample("examples_palette.dcm")).shape == (350, 800, 3)
+    assert read(dicoms.sample("image_dfl.dcm")).shape == (512, 512)
+    clip = open_stack(dicoms.sample("examples_ybr_color.dcm"))
+    assert (len(clip), clip.image(29).shape) == (30, (240, 320, 3))
+
+
+def test_the_spacing_is_the_patients(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 9), np.uint8)
+    cases: list[tuple[dict[str, Any], tuple[float, float] | None]] = [
+        ({}, None),
+        ({"PixelSpacing": [0.5, 0.25]}, (0.5, 0.25)),
+        ({"ImagerPixelSpacing": [0.5, 0.25]}, None),  # at the detector, not in the patient
+        ({"PixelSpacing": [0, 0.25]}, None),
+    ]
+    region = pydicom.Dataset()
+    region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3
+    region.PhysicalDeltaX, region.PhysicalDeltaY = 0.02, 0.03
+    cases += [({"SequenceOfUltrasoundRegions": [region]}, (0.3, 0.2))]
+    cases += [({"SequenceOfUltrasoundRegions": [region, region]}, None)]
+    for number, (tags, spacing) in enumerate(cases):
+        found = open_stack(dicoms.write(tmp_path / f"{number}.dcm", pixels, **tags)).spacing_mm
+        assert found == (pytest.approx(spacing) if spacing else None), tags
+
+
+def test_dicom_without_a_suffix_is_told_by_its_mark(tmp_path: Path) -> None:
+    path = dicoms.write(tmp_path / "1.2.840.4711", np.zeros((8, 9), np.uint8))
+    assert open_stack(path).format == "dicom"
+
+
+# --- what is refused
+
+
+def bad_files(folder: Path) -> dict[str, tuple[bytes, str]]:
+    pixels = RNG.integers(0, 4096, (16, 16)).astype(np.uint16)
+
+    def changed(**tags: Any) -> bytes:
+        buffer = io.BytesIO()
+        dicoms.dataset(pixels, **tags).save_as(buffer, enforce_file_format=True)
+        return buffer.getvalue()
+
+    good = changed()
+    start = good.index(b"DICM") + 4
+    start += 12 + struct.unpack_from("<I", good, start + 8)[0]
+    meta = good[: good.index(b"DICM") + 4]
+    syntax = b"1.2.840.10008.1.2.1.99"
+    element = struct.pack("<HH2sH", 2, 0x10, b"UI", len(syntax)) + syntax
+    broken = meta + element + b"no stream of deflate"
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    body = packer.compress(bytes(1 << 23)) + packer.flush()
+    return {
+        "empty": (b"", "0 bytes"),
+        "text": (b"no image" * 100, "DICM at byte 128"),
+        "cut": (good[:-100], "damaged or not known"),
+        "head": (good[:200], "."),
+        "wide": (changed(Rows=60000, Columns=60000), "at most"),
+        "long": (changed(NumberOfFrames=2_000_000), "pixels in all"),
+        "frames": (changed(NumberOfFrames=5), "damaged or not known"),
+        "none": (changed(Rows=0), "must hold an image"),
+        "colours": (changed(PhotometricInterpretation="CIELAB"), "photometric interpretation"),
+        "samples": (changed(SamplesPerPixel=4), "photometric interpretation"),
+        "deflated": (broken, "none or damaged"),
+        "deflated bomb": (meta + element + body, "must inflate to at most"),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_bombs_and_damage_are_refused_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samdistill.io.dicom.MAX_INFLATED", 1 << 22)
+    for name, (content, message) in bad_files(tmp_path).items():
+        path = tmp_path / f"{name}.dcm"
+        path.write_bytes(content)
+        with pytest.raises(InputRejected, match=message) as caught:
+            stack = open_stack(path, content or None)
+            for index in range(len(stack)):
+                stack.image(index)
+        assert "Doering" not in str(caught.value)
+        assert "Janina" not in str(caught.value)
+
+
+def test_what_is_no_image_is_refused() -> None:
+    for name in ("rtplan.dcm", "test-SR.dcm", "liver_1frame.dcm", "rtdose.dcm"):
+        with pytest.raises(InputRejected, match="must hold an image, not"):
+            open_stack(dicoms.sample(name))
+    with pytest.raises(InputRejected, match="16 bits a colour channel"):
+        read(dicoms.sample("SC_rgb_rle_16bit.dcm"))
+
+
+def test_streams_that_would_grow_beyond_their_header_are_told_before_they_are_decoded() -> None:
+    jpeg = b"\xff\xd8\xff\xc0" + struct.pack(">HBHH", 17, 8, 9000, 8000) + bytes(20)
+    assert "8000 x 9000" in str(frame_problem(jpeg, "1.2.840.10008.1.2.4.50", (16, 16), 256))
+    assert frame_problem(jpeg, "1.2.840.10008.1.2.4.50", (9000, 8000), 256) is None
+    j2k = b"\xff\x4f\xff\x51" + struct.pack(">HHIIII", 47, 0, 8000, 9000, 0, 0) + bytes(40)
+    assert "8000 x 9000" in str(frame_problem(j2k, "1.2.840.10008.1.2.4.90", (16, 16), 256))
+    runs = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\x00" * 5000  # each two bytes are 128
+    assert frame_problem(runs, "1.2.840.10008.1.2.5", (16, 16), 256) is not None
+    fair = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\x00" * 2
+    assert frame_problem(fair, "1.2.840.10008.1.2.5", (16, 16), 256) is None
+    for junk in (b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\x4f\xff\x51", bytes(64)):
+        frame_problem(junk, "1.2.840.10008.1.2.4.50", (16, 16), 256)
+        frame_problem(junk, "1.2.840.10008.1.2.5", (16, 16), 256)
