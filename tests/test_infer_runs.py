@@ -1,0 +1,239 @@
+"""Runs of `samdistill infer` that are interrupted, resumed, shared out, or fed with damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import colours, rewrite
+from test_inference import bomb, save, segment, segment_all, tree
+
+from samdistill.errors import UsageError
+from samdistill.inference import Shard, gather
+from samdistill.inference.workers import share_threads
+from samdistill.io.images import read_mask
+from samdistill.predictor import Predictor
+
+NOISE = np.random.default_rng(0)
+
+
+def fill(folder: Path, count: int) -> None:
+    for number in range(count):
+        save(folder / f"{number:03}.png", colours(64 + number % 3, 64, seed=number))
+
+
+def masks(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in tree(out) if name.endswith(".png")}
+
+
+def test_workers_and_batches_change_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    fill(tmp_path / "in", 23)
+    found = []
+    for workers, batch in ((1, 1), (3, 8), (2, 4)):
+        out = tmp_path / f"{workers}-{batch}"
+        records = segment(tiny_bundle, tmp_path / "in", out, workers=workers, batch=batch)
+        assert [record.input for record in records] == [f"{n:03}.png" for n in range(23)]
+        lines = (out / "results.jsonl").read_text().splitlines()
+        assert [json.loads(line)["input"] for line in lines] == [record.input for record in records]
+        found.append(masks(out))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 23
+
+
+def test_one_percent_of_damage_changes_nothing_for_the_others(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    fill(folder, 60)
+    good = (folder / "007.png").read_bytes()
+    (folder / "007.png").write_bytes(good[:200])
+    (folder / "031.png").write_bytes(b"")
+    bomb(folder / "044.png")
+    (folder / "045.dcm").write_bytes(good)
+    (folder / "046.nii.gz").write_bytes(good)
+    save(folder / "047.tif", np.zeros((8, 8), np.uint16))
+    (folder / "046.png").unlink()
+    (folder / "045.png").unlink()
+    (folder / "047.png").unlink()
+    summary, records = segment_all(Predictor.load(tiny_bundle), gather([str(folder)], out), out, workers=2)
+    failed = [Path(record.input).name for record in records if record.status == "failed"]
+    assert failed == ["007.png", "031.png", "044.png", "045.dcm", "046.nii.gz", "047.tif"]
+    assert (summary.total, summary.done, summary.failed) == (60, 54, 6)
+    predictor = Predictor.load(tiny_bundle)
+    for number in (0, 6, 8, 30, 43, 59):
+        wanted = predictor.predict(colours(64 + number % 3, 64, seed=number)).labels()
+        np.testing.assert_array_equal(read_mask(out / f"{number:03}.png"), wanted)
+    assert not [
+        name for name in tree(out) if name.split(".")[0] in ("007", "031", "044", "045", "046", "047")
+    ]
+
+
+def test_resuming_redoes_what_changed_and_nothing_else(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    fill(folder, 8)
+    segment(tiny_bundle, folder, out)
+    before = {name: (out / name).stat().st_mtime_ns for name in masks(out)}
+
+    def redone(**options: bool) -> tuple[list[str], int]:
+        predictor = Predictor.load(tiny_bundle)
+        summary, records = segment_all(predictor, gather([str(folder)], out), out, resume=True, **options)
+        assert [record.input for record in records] == [f"{n:03}.png" for n in range(8)]
+        lines = (out / "results.jsonl").read_text().splitlines()
+        assert [json.loads(line)["input"] for line in lines] == [record.input for record in records]
+        now = {name: (out / name).stat().st_mtime_ns for name in before}
+        changed = [name for name in before if now[name] != before[name]]
+        before.update(now)
+        return changed, summary.kept
+
+    assert redone() == ([], 8)
+    save(folder / "003.png", colours(64, 64, seed=99))  # another picture
+    (out / "005.png").write_bytes(b"somebody's")  # another mask
+    (out / "006.png").unlink()  # none
+    assert redone()[0] == ["003.png", "005.png", "006.png"]
+    np.testing.assert_array_equal(
+        read_mask(out / "003.png"), Predictor.load(tiny_bundle).predict(colours(64, 64, seed=99)).labels()
+    )
+    assert redone(contours=True) == ([f"{n:03}.png" for n in range(8)], 0)  # other options
+    rewrite(tiny_bundle, lambda values: values.update(name="another"))
+    assert redone(contours=True) == ([f"{n:03}.png" for n in range(8)], 0)  # another bundle
+    assert redone(contours=True) == ([], 8)
+
+
+def test_shards_share_the_files_out_and_keep_their_own_lists(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    fill(folder, 7)
+    predictor = Predictor.load(tiny_bundle)
+    for index in (1, 2, 3):
+        shard = Shard.parse(f"{index}/3")
+        segment_all(predictor, gather([str(folder)], out), out, shard=shard)
+    assert len(masks(out)) == 7
+    lists = sorted(out.glob("results*.jsonl"))
+    assert [path.name for path in lists] == [f"results-{n}-of-3.jsonl" for n in (1, 2, 3)]
+    assert sum(len(path.read_text().splitlines()) for path in lists) == 7
+    summary, _ = segment_all(predictor, gather([str(folder)], out), out, resume=True)
+    assert summary.kept == 7
+    assert [path.name for path in out.glob("results*.jsonl")] == ["results.jsonl"]
+    for text in ("0/3", "4/3", "1", "a/b", "-1/3", "1/0"):
+        with pytest.raises(UsageError, match="shard must be i/n"):
+            Shard.parse(text)
+
+
+def test_cores_are_shared_between_files_and_the_network() -> None:
+    assert share_threads(1, "cpu", 4) == (1, 4)
+    assert share_threads(500, "cpu", 4) == (4, 1)
+    assert share_threads(500, "cpu", 32) == (8, 4)
+    assert share_threads(500, "cuda", 8) == (4, 8)
+    with pytest.raises(UsageError, match="threads must be at least 1"):
+        share_threads(1, "cpu", 0)
+
+
+def test_ctrl_c_leaves_complete_outputs_that_are_resumed(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    save(folder / "000.png", colours(200, 200))
+    for number in range(1, 200):
+        os.link(folder / "000.png", folder / f"{number:03}.png")
+    command = [sys.executable, "-m", "samdistill", "infer", str(tiny_bundle), str(folder), "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, "--overlay"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background may have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while not (out / "004.png").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert err == "samdistill: interrupted.\n"
+    files = tree(out)
+    assert not [name for name in files if name.endswith(".tmp")]
+    assert not (out / "results.jsonl").exists()
+    done = {name for name in files if name.endswith(".png") and "/" not in name}
+    assert 5 <= len(done) < 200
+    assert {name.removeprefix("overlays/") for name in files if name.startswith("overlays/")} == done
+    _, records = segment_all(
+        Predictor.load(tiny_bundle), gather([str(folder)], out), out, resume=True, overlay=True
+    )
+    assert [record.status for record in records] == ["ok"] * 200
+
+
+KILLS = """
+import os, random, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from bundles import colours
+from samdistill.inference import Options, gather, segment_files
+from samdistill.io.images import read_mask, write_png
+from samdistill.predictor import Predictor
+import samdistill.runtime.onnxruntime, onnxruntime, samdistill.report.overlay, samdistill.io.contours
+
+bundle, folder, out = map(Path, sys.argv[2:])
+random.seed(1)
+pictures = [colours(96, 96, seed=seed) for seed in (1, 2)]
+pictures[1] = pictures[1][::-1].copy()
+
+def child():
+    options = Options(overlay=True, contours=True)
+    predictor = Predictor.load(bundle, threads=1)
+    segment_files(predictor, gather([str(folder)], out), out, options=options, resume=True, workers=2)
+
+def fork():
+    pid = os.fork()
+    if pid == 0:
+        child()
+        os._exit(0)
+    return pid
+
+started = time.monotonic()
+for number in range(60):
+    write_png(folder / f"{number:02}.png", pictures[0])
+os.waitpid(fork(), 0)
+whole = time.monotonic() - started
+right = [(out / "00.png").read_bytes()]
+for path in out.rglob("*.png"):
+    path.unlink()
+for turn in range(20):
+    for number in range(turn, 60, 7):  # some change between the runs
+        write_png(folder / f"{number:02}.png", pictures[turn % 2])
+    pid = fork()
+    time.sleep(random.random() * whole)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    for path in out.glob("[0-9]*.png"):
+        content = path.read_bytes()
+        if content not in right:
+            assert len(right) == 1, f"turn {turn}: {path} is neither picture's mask"
+            assert read_mask(path).shape == (96, 96)
+            right.append(content)
+    for path in [*out.glob("overlays/*.png"), *out.glob("contours/*.geojson")]:
+        assert path.name.startswith(".") or path.stat().st_size > 100, path
+_, status = os.waitpid(fork(), 0)
+assert status == 0
+predictor = Predictor.load(bundle, threads=1)
+from samdistill.io.images import read_image
+for path in sorted(folder.glob("*.png")):
+    assert (read_mask(out / path.name) == predictor.predict(read_image(path)).labels()).all(), path
+assert len((out / "results.jsonl").read_text().splitlines()) == 60
+left = [str(path) for path in out.rglob(".*")]
+assert not left, left
+"""
+
+
+def test_killed_at_twenty_random_moments_nothing_is_partial_or_stale(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """Every mask that is there is whole, and the run that ends at last has the present pictures' masks."""
+    (tmp_path / "in").mkdir()
+    words = [Path(__file__).parent, tiny_bundle, tmp_path / "in", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLS, *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
