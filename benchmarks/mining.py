@@ -68,6 +68,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "semisam-ua-mt": {"strategy": "semisam-ua-mt"},
     "cps": {"strategy": "cps"},
     "fixmatch": {"strategy": "fixmatch"},
+    "samdsk": {"strategy": "samdsk"},
+    "samdsk hard": {"strategy": "samdsk", "samdsk.iou": "hard"},
+    "ups": {"strategy": "ups"},
+    "bcp": {"strategy": "bcp"},
 }
 
 
