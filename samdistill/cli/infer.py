@@ -75,17 +75,21 @@ def infer(
                 progress.on_message(f"failed: {outcome.reason}")
             progress.on_case(done, count)
 
-        summary = segment_files(
-            predictor,
-            sources,
-            out,
-            options=options,
-            shard=part,
-            resume=resume,
-            workers=workers,
-            batch=batch,
-            tell=tell,
-        )
+        try:
+            summary = segment_files(
+                predictor,
+                sources,
+                out,
+                options=options,
+                shard=part,
+                resume=resume,
+                workers=workers,
+                batch=batch,
+                tell=tell,
+            )
+        except KeyboardInterrupt:
+            progress.on_message(f"samdistill: interrupted; {done} of {count} files are done, see --resume.")
+            raise
     segmented = summary.done + summary.kept
     if segmented and not json:
         meaning = ", ".join(f"{i} {name}" for i, name in enumerate(predictor.class_names, 1))

@@ -402,6 +402,8 @@ def _failed(run: _Run, job: _Job, error: Exception) -> Outcome:
     if re.search(rf"(?<!\w){re.escape(job.source.path.name)}(?!\w)", nameless):
         nameless = f"input {job.number} failed."
     kind = type(error).__name__ if known else f"internal error {type(error).__name__}"
+    if isinstance(error, ValueError):  # pixels that do not go with the intensity rule
+        kind = InputRejected.__name__
     return Outcome(job.number, replace(record, error=reason), nameless, kind, job.timings_ms)
 
 
