@@ -17,6 +17,7 @@ results/mining_<name>.json and .md, and docs/images/mining_<name>.png.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -31,6 +32,7 @@ from samdistill.io.files import write_text
 from samdistill.metrics import dice_per_class
 from samdistill.phantoms.folder import write
 from samdistill.statistics import paired_difference
+from samdistill.teacher.tiny import WEIGHTS
 from samdistill.train.config import load_config
 from samdistill.train.launch import train
 from samdistill.train.pseudo import predict_maps
@@ -112,6 +114,7 @@ def cell(data: Path, key: dict[str, Any], options: argparse.Namespace, folder: P
     run = train(data, folder, config, Quiet(), device=options.device, cache=options.cache, audit=True)
     scores = score(run, run.cases()["test"])
     history = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    teacher = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:12] if options.teacher == "tiny" else ""
     told = {k: round(v, 4) for k, v in history[-1].items() if k.startswith(("pseudo_", "agree"))}
     return {
         **key,
@@ -119,6 +122,7 @@ def cell(data: Path, key: dict[str, Any], options: argparse.Namespace, folder: P
         "images": {part: len(ids) for part, ids in run.record.split.items()},
         "dice": round(float(np.mean(scores)), 4),
         "seconds": run.record.result["seconds"],
+        "teacher_sha256": teacher,
         "last_epoch": told,
         "scores": scores,
     }
@@ -204,7 +208,7 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=["supervised", "mine, selected"], choices=METHODS)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--preset", default="light")
     parser.add_argument("--encoder")

@@ -45,6 +45,12 @@ def train(
     schedule: Annotated[str | None, typer.Option(help="Pseudo labels once or continuous.")] = None,
     refiner: Annotated[str | None, typer.Option(help="Of pseudo labels: teacher or random-walker.")] = None,
     pseudo_weight: Annotated[float | None, typer.Option(help="lambda of the pseudo-labelled part.")] = None,
+    supervised_share: Annotated[
+        float | None, typer.Option(help="Of the steps, what the supervised phase takes.")
+    ] = None,
+    labelled_share: Annotated[
+        float | None, typer.Option(help="Of a batch, what is labelled in the second phase.")
+    ] = None,
     min_iou: Annotated[
         float | None, typer.Option(help="Least predicted IoU of a pseudo label that counts.")
     ] = None,
@@ -129,6 +135,8 @@ def train(
         "pseudo.schedule": schedule,
         "pseudo.refiner": refiner,
         "pseudo.weight": pseudo_weight,
+        "pseudo.supervised_share": supervised_share,
+        "pseudo.labelled_share": labelled_share,
         "pseudo.min_iou": min_iou,
         "pseudo.min_agreement": min_agreement,
         "pseudo.literal_views": literal_views,
@@ -181,9 +189,7 @@ def _by_round(text: str | None, option: str) -> list[int] | None:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError(
-            f"{option} must be a number, or one a round as 1,2,3, not {text!r}."
-        ) from error
+        raise UsageError(f"{option} must be a number, or one a round as 1,2,3, not {text!r}.") from error
 
 
 def _budget(text: str | None) -> int | float | None:
