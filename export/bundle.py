@@ -22,6 +22,7 @@ from samdistill._version import __version__
 from samdistill.errors import InputRejected, UsageError
 from samdistill.export.model_card import model_card
 from samdistill.export.parity import ParityReport
+from samdistill.export.parity_page import parity_page
 from samdistill.export.pieces import (
     FP32,
     Engines,
@@ -52,7 +53,7 @@ from samdistill.verify import Verification, verify
 
 __all__ = ["Published", "Silent", "Source", "check_target", "export_run", "publish"]
 
-MODEL_CARD = "MODEL_CARD.md"
+MODEL_CARD, PARITY = "MODEL_CARD.md", "parity.html"
 VERSIONS_OF = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "numpy", "pillow")
 
 
@@ -210,6 +211,8 @@ def publish(
             teacher_piece(teacher, record, cases, source.intensity, progress=progress, engines=engines)
         )
     files = {path: content for piece in pieces for path, content in piece.files.items()}
+    reports = tuple(report for piece in pieces for report in piece.parity)
+    files[PARITY] = parity_page(name or out.name, reports)
     networks = {part: model for piece in pieces for part, model in piece.models.items()}
     manifest = Manifest(
         schema=SCHEMA,
@@ -250,7 +253,6 @@ def publish(
         if staging != out:
             shutil.rmtree(staging, ignore_errors=True)
     size = sum(len(content) for content in files.values())
-    reports = tuple(report for piece in pieces for report in piece.parity)
     return Published(out, verification.bundle_sha256, size, reports, verification)
 
 

@@ -25,7 +25,7 @@ from samdistill.verify import verify
 
 def test_a_good_bundle_verifies(tiny_bundle: Path) -> None:
     found = verify(tiny_bundle)
-    assert found.files == 5
+    assert found.files == 6
     assert found.bundle_sha256 == Predictor.load(tiny_bundle).bundle_sha256
     assert [case.name for case in found.golden] == ["endoscopy", "ultrasound", "xray"]
     assert all(case.passed for case in found.golden)
@@ -206,7 +206,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_the_command_says_what_it_found(tiny_bundle: Path) -> None:
     done = run(tiny_bundle, "--json")
     assert done.returncode == 0
-    assert json.loads(done.stdout)["files"] == 5
+    assert json.loads(done.stdout)["files"] == 6
     assert "Traceback" not in done.stderr
 
 
