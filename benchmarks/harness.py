@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -37,6 +38,16 @@ MEASURED_PACKAGES = (
     "connected-components-3d",
     "lapx",
 )
+
+
+class Quiet:
+    """A training's watcher that says nothing."""
+
+    def on_message(self, text: str) -> None: ...
+    def on_prepare(self, what: str, done: int, total: int) -> None: ...
+    def on_start(self, phase: str, first_step: int, total_steps: int) -> None: ...
+    def on_step(self, step: int, loss: float) -> None: ...
+    def on_epoch(self, record: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)

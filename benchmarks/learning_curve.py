@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import machine
+from harness import Quiet, machine
 
 from samdistill.evaluation import evaluate
 from samdistill.export.bundle import export_run
@@ -31,16 +31,6 @@ from samdistill.train.launch import train
 RESULTS = Path(__file__).parent / "results" / "learning_curve.json"
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "learning_curve.png"
 LABELS = (20, 60, 200)
-
-
-class Quiet:
-    """A watcher that says nothing."""
-
-    def on_message(self, text: str) -> None: ...
-    def on_prepare(self, what: str, done: int, total: int) -> None: ...
-    def on_start(self, phase: str, first_step: int, total_steps: int) -> None: ...
-    def on_step(self, step: int, loss: float) -> None: ...
-    def on_epoch(self, record: dict[str, Any]) -> None: ...
 
 
 def cell(kind: str, labels: int, seed: int, steps: int, folder: Path) -> dict[str, Any]:

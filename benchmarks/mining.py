@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import machine
+from harness import Quiet, machine
 
 from samdistill.io.dataset import Case
 from samdistill.io.files import write_text
@@ -75,16 +75,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "ups": {"strategy": "ups"},
     "bcp": {"strategy": "bcp"},
 }
-
-
-class Quiet:
-    """A watcher that says nothing."""
-
-    def on_message(self, text: str) -> None: ...
-    def on_prepare(self, what: str, done: int, total: int) -> None: ...
-    def on_start(self, phase: str, first_step: int, total_steps: int) -> None: ...
-    def on_step(self, step: int, loss: float) -> None: ...
-    def on_epoch(self, record: dict[str, Any]) -> None: ...
 
 
 def score(run: Run, cases: list[Case]) -> list[float]:
