@@ -31,6 +31,8 @@ BATCH = 8
 PLAIN = """
 import sys, time
 from pathlib import Path
+from samdistill.torchvision_cure import cure
+cure()
 import numpy as np, torch, segmentation_models_pytorch as smp
 from PIL import Image
 from samdistill.train import encoder
