@@ -30,7 +30,10 @@ from samdistill.export.onnx import INPUT, MULTIPLE
 from samdistill.geometry import resize_image
 
 IMAGES = 16  # whose activations are looked at; all of them lie in memory at once
-PERCENTILE = 99.99
+# Chosen on validation images of a light polyp student: mean mask Dice against fp32 0.959 with the percentile
+# 99.9 and 0.993 with 99.999; 0.996 with the full range and the ends left in fp32.
+PERCENTILE = 100.0
+FIRST, LAST = 1, 3  # convolutions that stay in fp32, where a network has more than twice as many
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -70,8 +73,10 @@ def quantize(content: bytes, images: Iterable[Image], *, size: int) -> bytes:
         with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "student.onnx")
             options: dict[str, Any] = {"CalibPercentile": PERCENTILE}
+            graph = onnx.load_from_string(content)
+            convolutions = [node.name for node in graph.graph.node if node.op_type == "Conv"]
             quantize_static(
-                onnx.load_from_string(content),
+                graph,
                 file,
                 _Reader(batches),
                 quant_format=QuantFormat.QDQ,
@@ -79,6 +84,7 @@ def quantize(content: bytes, images: Iterable[Image], *, size: int) -> bytes:
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.Percentile,
+                nodes_to_exclude=_ends(convolutions),
                 extra_options=options,
             )
             quantized = onnx.load(file)
@@ -87,3 +93,10 @@ def quantize(content: bytes, images: Iterable[Image], *, size: int) -> bytes:
     del quantized.metadata_props[:], quantized.graph.value_info[:]
     written: bytes = quantized.SerializeToString(deterministic=True)
     return written
+
+
+def _ends(convolutions: list[str]) -> list[str]:
+    """Those that stay in fp32: what reads the pixels and what draws the mask."""
+    if len(convolutions) <= 2 * (FIRST + LAST):
+        return []
+    return [*convolutions[:FIRST], *convolutions[-LAST:]]

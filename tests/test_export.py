@@ -17,8 +17,10 @@ from bundles import colours
 from colour_student import CLASS_NAMES, ColourStudent
 from torch import nn
 
+import samdistill.export.bundle as publishing
 import samdistill.export.pieces as pieces
 from samdistill import phantoms
+from samdistill.cli.export import export as command
 from samdistill.errors import BundleError, InputRejected, UsageError
 from samdistill.export.bundle import Published, Source, export_run, publish
 from samdistill.export.golden import make_golden, unapply
@@ -408,3 +410,41 @@ def test_the_command_ends_with_2_when_a_bundle_is_in_the_way(run: Path, publishe
 def test_a_bundle_is_made_again_bit_by_bit(cases: list[Case], tmp_path: Path) -> None:
     one, other = (publish(source(), cases, tmp_path / place, name="n") for place in "xy")
     assert one.sha256 == other.sha256
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": ["fp7"]}, "precision must be one of int8, fp16, bf16, mixed, fp32, not 'fp7'"),
+        ({"prompts": "loudly"}, "prompts must be mine, burden or a TOML file, not 'loudly'"),
+        ({"teacher": "sam_vit_x"}, "sam_vit_x"),
+    ],
+)
+def test_bad_options_of_the_command_are_refused_before_anything_is_written(
+    run: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((UsageError, InputRejected), match=message):
+        command(run, tmp_path / "bundle", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_exports_the_runs_own_way_of_prompting_or_a_files(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def record(*arguments: Any, **options: Any) -> Any:
+        asked.append(options)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(publishing, "publish", record)
+    file = tmp_path / "prompts.toml"
+    file.write_text('first_pass = "box"\n[prompts]\ncount = 3\n')
+    for options in ({}, {"prompts": str(file)}, {"prompts": "burden"}, {"no_teacher": True}):
+        with pytest.raises(UsageError, match="enough"):
+            command(run, tmp_path / "bundle", **options)
+    assert [one["prompts"].first_pass for one in asked] == ["all", "box", "box", "all"]
+    assert asked[1]["prompts"].prompts.count == 3
+    assert [one["teacher"] is None for one in asked] == [False, False, False, True]
+    assert asked[0]["teacher"].name == "tiny"
+    assert len(asked[0]["calibration"]) > 0
