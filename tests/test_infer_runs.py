@@ -135,7 +135,7 @@ def test_cores_are_shared_between_files_and_the_network() -> None:
 def test_ctrl_c_leaves_complete_outputs_that_are_resumed(tiny_bundle: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     save(folder / "000.png", colours(200, 200))
-    for number in range(1, 200):
+    for number in range(1, 150):
         os.link(folder / "000.png", folder / f"{number:03}.png")
     command = [sys.executable, "-m", "samdistill", "infer", str(tiny_bundle), str(folder), "--out", str(out)]
     process = subprocess.Popen(
@@ -157,12 +157,12 @@ def test_ctrl_c_leaves_complete_outputs_that_are_resumed(tiny_bundle: Path, tmp_
     assert not [name for name in files if name.endswith(".tmp")]
     assert not (out / "results.jsonl").exists()
     done = {name for name in files if name.endswith(".png") and "/" not in name}
-    assert 5 <= len(done) < 200
+    assert 5 <= len(done) < 150
     assert {name.removeprefix("overlays/") for name in files if name.startswith("overlays/")} == done
     _, records = segment_all(
         Predictor.load(tiny_bundle), gather([str(folder)], out), out, resume=True, overlay=True
     )
-    assert [record.status for record in records] == ["ok"] * 200
+    assert [record.status for record in records] == ["ok"] * 150
 
 
 KILLS = """
@@ -194,7 +194,7 @@ def fork():
     return pid
 
 started = time.monotonic()
-for number in range(60):
+for number in range(30):
     write_png(folder / f"{number:02}.png", pictures[0])
 os.waitpid(fork(), 0)
 whole = time.monotonic() - started
@@ -202,7 +202,7 @@ right = [(out / "00.png").read_bytes()]
 for path in out.rglob("*.png"):
     path.unlink()
 for turn in range(20):
-    for number in range(turn, 60, 7):  # some change between the runs
+    for number in range(turn, 30, 7):  # some change between the runs
         write_png(folder / f"{number:02}.png", pictures[turn % 2])
     pid = fork()
     time.sleep(random.random() * whole)
@@ -222,7 +222,7 @@ predictor = Predictor.load(bundle, threads=1)
 from samdistill.io.images import read_image
 for path in sorted(folder.glob("*.png")):
     assert (read_mask(out / path.name) == predictor.predict(read_image(path)).labels()).all(), path
-assert len((out / "results.jsonl").read_text().splitlines()) == 60
+assert len((out / "results.jsonl").read_text().splitlines()) == 30
 left = [str(path) for path in out.rglob(".*")]
 assert not left, left
 """

@@ -22,6 +22,8 @@ from samdistill.io.images import mask_bytes, png_bytes
 from samdistill.io.measurements import measure
 from samdistill.io.stack import Stack
 from samdistill.predictor import Pixels, Predictor, Segmentation
+from samdistill.prompts import Prompts
+from samdistill.refined import Refined, told
 
 MAX_MASK_BYTES = 1 << 30
 MAX_MAP_BYTES = 1 << 31
@@ -67,10 +69,11 @@ class Case:
         self._peaks = np.zeros(shape[1], np.float32)
         self._measurements: list[dict[str, Any]] = []
         self._features: list[dict[str, Any]] = []
-        self._shown: tuple[int, Image, Masks] | None = None
+        self._shown: tuple[int, Image, Masks, Sequence[Sequence[Prompts]]] | None = None
+        self._refined: list[Refined] = []
 
     @property
-    def bytes(self) -> int:
+    def held_bytes(self) -> int:
         """What it holds until it is written, roughly."""
         return self._masks.nbytes + (0 if self._maps is None else self._maps.nbytes)
 
@@ -80,10 +83,14 @@ class Case:
         if self._maps is not None:
             self._maps[index] = answer.probability_maps
         self._peaks = np.maximum(self._peaks, answer.probability_maps.max(axis=(1, 2)))
+        if answer.refined is not None:
+            self._refined.append(answer.refined)
         if self._options.overlay:
             area = int(answer.masks.sum())
             if self._shown is None or area > self._shown[0]:
-                self._shown = area, self._predictor.manifest.intensity.apply(pixels), answer.masks
+                image = self._predictor.manifest.intensity.apply(pixels)
+                asked = () if answer.refined is None else answer.refined.prompts
+                self._shown = area, image, answer.masks, asked
         several = index if len(self.stack) > 1 else None
         for class_id, (name, mask) in enumerate(zip(answer.class_names, answer.masks, strict=True), 1):
             if self._options.measurements:
@@ -140,6 +147,7 @@ class Case:
                 name: {"area_px": int(area), "max_probability": round(float(peak), 6)}
                 for name, area, peak in zip(self._predictor.class_names, areas, self._peaks, strict=True)
             },
+            refined=told(self._refined, self._predictor.class_names) if self._refined else None,
             measurements=self._measurements if self._options.measurements else None,
             files=written,
             warnings=["burned_in_annotation"] if getattr(self.stack, "burned_in", False) else None,
@@ -187,9 +195,9 @@ class Case:
         from samdistill.report.overlay import draw_overlay
 
         assert self._shown is not None
-        _, image, masks = self._shown
+        _, image, masks, prompts = self._shown
         colours = [_rgb(one.colour) for one in self._predictor.manifest.classes]
-        return png_bytes(draw_overlay(image, masks, colours))
+        return png_bytes(draw_overlay(image, masks, colours, prompts=prompts))
 
 
 def _features(mask: Any, name: str, class_id: int, image: int | None) -> list[dict[str, Any]]:

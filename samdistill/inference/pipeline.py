@@ -298,7 +298,7 @@ def _now(outcome: Outcome) -> Future[Outcome]:
 def _write(run: _Run, job: _Job) -> Future[Outcome]:
     """Hand a segmented case to the writers; a large one is written here and now."""
     assert job.case is not None
-    if job.case.bytes > LARGE_BYTES:
+    if job.case.held_bytes > LARGE_BYTES:
         return _now(_written(run, job))
     return run.writers.submit(_written, run, job)
 

@@ -47,6 +47,9 @@ class Record:
         Class name, or "segments", -> file, relative to the output folder.
     classes
         Class name -> `area_px` of all images and `max_probability`.
+    refined
+        Where the teacher was asked: class name -> how many images have its mask, how many the student's and
+        why, and what it said; see `refined.told`.
     measurements
         One for each image and class: `image`, `class`, and what `io.measurements.Measurement` has.
     files
@@ -73,6 +76,7 @@ class Record:
     contours: str | None = None
     probabilities: dict[str, str] | None = None
     classes: dict[str, dict[str, float]] | None = None
+    refined: dict[str, dict[str, Any]] | None = None
     measurements: list[dict[str, Any]] | None = None
     files: dict[str, str] | None = None
     warnings: list[str] | None = None
