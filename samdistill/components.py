@@ -296,6 +296,21 @@ def clean(
         raise nan_error("probability_maps", checked.shape, error) from None
 
 
+def without_overlap(masks: Masks, probability_maps: ProbabilityMaps) -> Masks:
+    """Give a pixel that several classes claim to the most probable of them, among equals to the first.
+
+    Parameters
+    ----------
+    masks
+        (C, H, W) bool.
+    probability_maps
+        (C, H, W) float32 in [0, 1].
+    """
+    claimed = np.where(masks, probability_maps, np.float32(-1))
+    alone: Masks = masks & (np.arange(len(masks))[:, None, None] == claimed.argmax(axis=0))
+    return alone
+
+
 def core_cleaning(
     classes: int,
     threshold: float | Sequence[float],

@@ -7,8 +7,9 @@ Of an image the mean over its classes comes first, then the mean over images; wh
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +21,8 @@ from samdistill.io.dataset import Case
 from samdistill.io.files import sha256_file
 from samdistill.io.images import Pixels
 from samdistill.metrics import Scores, dice_per_class, hd95_and_asd, iou_per_class
-from samdistill.predictor import Mode
+from samdistill.predictor import Mode, Segmentation
+from samdistill.refined import Kept, Refined
 from samdistill.statistics import LEVEL, Estimate, bootstrap_mean, paired_difference
 
 SCHEMA = 1
@@ -59,6 +61,8 @@ class Prediction:
         (C, H, W) bool, image frame, in the predictor's order of classes.
     ignored
         (H, W) bool: pixels that count in neither.
+    refined
+        What the bundle's teacher was asked; None where it was not.
     """
 
     case: Case
@@ -66,6 +70,7 @@ class Prediction:
     masks: Masks
     truth: Masks
     ignored: Mask
+    refined: Refined | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,9 @@ class CaseScores:
         (C,) whether the class is in the truth.
     predicted
         (C,) whether it is in the prediction.
+    kept
+        For each class why its mask is the student's, None where it is the teacher's; None where the teacher
+        was not asked.
     """
 
     id: str
@@ -94,6 +102,7 @@ class CaseScores:
     asd_px: Scores
     present: npt.NDArray[np.bool_]
     predicted: npt.NDArray[np.bool_]
+    kept: tuple[Kept | None, ...] | None = None
 
     def of_class(self, channel: int) -> dict[str, float]:
         """The metrics of one class; `dice_present` is NaN where it is absent."""
@@ -187,6 +196,15 @@ class Evaluation:
                 for case in self.cases
             ],
         }
+        asked = [case for case in self.cases if case.kept is not None]
+        if asked:
+            plain["refined"] = {
+                name: dict(Counter(_source(case, i) for case in asked))
+                for i, name in enumerate(self.class_names)
+            }
+            for told, case in zip(plain["cases"], self.cases, strict=True):
+                if case.kept is not None:
+                    told["refined"] = {name: _source(case, i) for i, name in enumerate(self.class_names)}
         without_nan: dict[str, Any] = nan_to_none(plain)
         return without_nan
 
@@ -226,7 +244,8 @@ def evaluate(
         raise InputRejected("nothing to evaluate: there must be at least one labelled case.")
     scored = []
     for one in predictions(predictor, cases, mode):
-        scored.append(score_case(one.case.id, one.case.group, one.masks, one.truth, ignore=one.ignored))
+        scores = score_case(one.case.id, one.case.group, one.masks, one.truth, ignore=one.ignored)
+        scored.append(scores if one.refined is None else replace(scores, kept=one.refined.kept))
         if on_case is not None:
             on_case(scored[-1])
     return summarize(scored, class_names=predictor.class_names, mode=mode, seed=seed)
@@ -249,7 +268,8 @@ def predictions(predictor: Predicts, cases: Sequence[Case], mode: Mode = "fast")
                 raise ValueError(
                     f"masks of case {case.id} must be (C, H, W) {truth.shape}, not {masks.shape}."
                 )
-            yield Prediction(case, raw, masks, truth, ignored)
+            refined = segmentation.refined if isinstance(segmentation, Segmentation) else None
+            yield Prediction(case, raw, masks, truth, ignored, refined)
 
 
 def score_case(
@@ -351,6 +371,12 @@ def _channel_order(case: Case, class_names: tuple[str, ...]) -> list[int]:
             f"the data set must have the classes {', '.join(class_names)}, not {', '.join(names)}."
         )
     return [names.index(name) for name in class_names]
+
+
+def _source(case: CaseScores, channel: int) -> str:
+    """Whose mask a class has: "teacher", or why it is the student's."""
+    assert case.kept is not None
+    return case.kept[channel] or "teacher"
 
 
 def _mean(values: Sequence[float]) -> float:

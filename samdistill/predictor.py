@@ -7,9 +7,10 @@ bundle's, and no output format.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -17,10 +18,13 @@ import numpy.typing as npt
 
 from samdistill.arrays import Image, Labels, Masks, ProbabilityMaps, describe
 from samdistill.bundle import Bundle
+from samdistill.bundled_teacher import BundledTeacher
+from samdistill.components import clean, without_overlap
 from samdistill.engines import OpenedPart, open_part
 from samdistill.errors import BundleError, UsageError
 from samdistill.geometry import ModelFrame
 from samdistill.manifest import CleaningRule, Manifest
+from samdistill.refined import Refined, refine_images
 from samdistill.runtime import Engine
 
 Mode = Literal["fast", "refine", "auto"]
@@ -42,7 +46,10 @@ class Segmentation:
     multi_label
         Whether classes may overlap.
     mode
-        What computed it: "fast".
+        What was asked for: "fast" or "refine".
+    refined
+        What the teacher was asked, and for which classes the student's mask stands all the same; None in mode
+        "fast".
     """
 
     masks: Masks
@@ -50,6 +57,7 @@ class Segmentation:
     class_names: tuple[str, ...]
     multi_label: bool
     mode: Mode
+    refined: Refined | None = None
 
     def labels(self) -> Labels:
         """(H, W) int32 class ids, 0 = background.
@@ -73,8 +81,13 @@ class Predictor:
     device, and refuses one that has changed. Make one with `Predictor.load`.
     """
 
-    def __init__(self, bundle: Bundle, student: OpenedPart, *, threads: int | None, device: str) -> None:
+    def __init__(
+        self, bundle: Bundle, student: OpenedPart, *, threads: int | None, device: str, runtime: str = "auto"
+    ) -> None:
         self._bundle = bundle
+        self._runtime = runtime
+        self._teacher: BundledTeacher | None = None
+        self._opening = Lock()
         self._student = student
         self._engine = student.engine
         self._threads = threads
@@ -123,7 +136,7 @@ class Predictor:
         student = open_part(
             opened, "student", device=device, runtime=runtime, precision=precision, threads=threads
         )
-        return cls(opened, student, threads=threads, device=device)
+        return cls(opened, student, threads=threads, device=device, runtime=runtime)
 
     def __reduce__(self) -> tuple[Any, ...]:
         bundle, engine = self._bundle, self._student.record
@@ -134,6 +147,7 @@ class Predictor:
             engine.precision,
             self._threads,
             bundle.sha256,
+            self._runtime,
         )
 
     @property
@@ -175,7 +189,8 @@ class Predictor:
             (H, W) grey or (H, W, 3) RGB, as `io.read_image` gives it; the bundle's intensity rule makes it
             uint8, so deeper pixels are welcome where that rule is not "identity".
         mode
-            "fast": the student alone. "refine" and "auto" need a teacher in the bundle.
+            "fast": the student alone. "refine": the bundle's teacher, prompted by the student; see
+            docs/refine.md.
 
         Returns
         -------
@@ -234,7 +249,42 @@ class Predictor:
                         cleaning=manifest.cleaning,
                     )
                     done[i] = Segmentation(masks, maps, self.class_names, manifest.multi_label, mode)
+                if mode == "refine":
+                    done.update(self._refine({i: prepared[i] for i in chunk}, done))
         return [done[i] for i in range(len(images))]
+
+    def _refine(
+        self, images: Mapping[int, Image], done: Mapping[int, Segmentation]
+    ) -> dict[int, Segmentation]:
+        """The student's answers to some images, after the teacher was asked about all of them together."""
+        found = refine_images(
+            self.teacher(),
+            self.manifest,
+            list(images.values()),
+            [done[i].probability_maps for i in images],
+            [done[i].masks for i in images],
+        )
+        return {
+            i: replace(done[i], masks=masks, refined=refined)
+            for i, (masks, refined) in zip(images, found, strict=True)
+        }
+
+    def teacher(self) -> BundledTeacher:
+        """The bundle's teacher; opened when it is first asked for, then kept.
+
+        Raises
+        ------
+        UsageError
+            When the bundle has none.
+        BundleError, DeviceUnavailable
+            As for `load`.
+        """
+        with self._opening:
+            if self._teacher is None:
+                self._teacher = BundledTeacher.load(
+                    self._bundle, self._device, self._runtime, threads=self._threads
+                )
+            return self._teacher
 
     def student_logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Run the student alone, for measurements: uint8 (N, 3, H, W) in, float32 (N, C, H, W) out."""
@@ -250,15 +300,25 @@ class Predictor:
             raise ValueError(f"{name}: {error}") from error
 
     def require_mode(self, mode: str) -> None:
-        """Make sure that the bundle can do a mode.
+        """Make sure that the bundle can do a mode; opens the teacher where it needs one.
 
         Raises
         ------
         UsageError
             When it cannot, or there is no such mode.
+        BundleError, DeviceUnavailable
+            When the teacher cannot be opened.
         """
-        if parse_mode(mode) != "fast":
-            raise UsageError(f"mode must be fast, not {mode}: this bundle has no teacher to refine with.")
+        chosen = parse_mode(mode)
+        if chosen != "fast" and self.manifest.teacher is None:
+            raise UsageError(
+                f"mode must be fast, not {mode}: this bundle has no teacher to refine with. "
+                "Export the run again with --teacher."
+            )
+        if chosen == "auto":
+            raise UsageError("mode must be fast or refine, not auto: this bundle has no routing rule.")
+        if chosen == "refine":
+            self.teacher()
 
     def _logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         student = self.manifest.models.student
@@ -317,18 +377,13 @@ def masks_of(
     if cleaning is None:
         masks: Masks = probability_maps > np.array(thresholds, np.float32)[:, None, None]
     else:
-        from samdistill.components import clean
-
         masks = clean(
             probability_maps,
             threshold=tuple(thresholds),
             keep=cleaning.keep,
             min_area_px=cleaning.min_area_px,
         )
-    if len(masks) > 1 and not multi_label:
-        claimed = np.where(masks, probability_maps, np.float32(-1))
-        masks &= np.arange(len(masks))[:, None, None] == claimed.argmax(axis=0)
-    return masks
+    return without_overlap(masks, probability_maps) if len(masks) > 1 and not multi_label else masks
 
 
 def _check_student(manifest: Manifest, engine: Engine) -> None:
@@ -347,6 +402,17 @@ def _check_student(manifest: Manifest, engine: Engine) -> None:
 
 
 def _reopen(
-    root: str, device: str, runtime: str, precision: str, threads: int | None, sha256: str
+    root: str,
+    device: str,
+    runtime: str,
+    precision: str,
+    threads: int | None,
+    sha256: str,
+    asked_runtime: str,
 ) -> Predictor:
-    return Predictor.load(root, device, runtime, threads=threads, precision=precision, expect_sha256=sha256)
+    """Open the very engine again; `asked_runtime` is what the teacher is opened with."""
+    predictor = Predictor.load(
+        root, device, runtime, threads=threads, precision=precision, expect_sha256=sha256
+    )
+    predictor._runtime = asked_runtime
+    return predictor

@@ -21,7 +21,7 @@ from samdistill.config import build, load_toml
 from samdistill.errors import UsageError
 from samdistill.geometry import map_boxes, map_points, resize_maps
 from samdistill.metrics import dice_per_class
-from samdistill.prompts import PromptConfig, Prompts, extract_with_masks
+from samdistill.prompts import Extraction, PromptConfig, Prompts, extract_with_masks
 
 Pass = Literal["all", "box", "points", "positive-points"]
 
@@ -165,7 +165,25 @@ def refine(
         Prompts and passes.
     """
     extractions = [extract_with_masks(maps, config.prompts) for maps in probability_maps]
-    sizes = [(maps.shape[1], maps.shape[2]) for maps in probability_maps]
+    return answer_all(segmenter, embeddings, extractions, config)
+
+
+def answer_all(
+    segmenter: Segmenter,
+    embeddings: Sequence[Any],
+    extractions: Sequence[Extraction],
+    config: RefineConfig = MINE,
+) -> list[Refinement]:
+    """The part of `refine` that comes after the prompts are made, for whoever embeds only what has some.
+
+    Parameters
+    ----------
+    segmenter, embeddings, config
+        As in `refine`.
+    extractions
+        What `extract_with_masks` made of each image's maps with `config.prompts`.
+    """
+    sizes = [(one.masks.shape[1], one.masks.shape[2]) for one in extractions]
     flat = [
         [_mapped(one, size, embedding.image_size) for sets in extraction.prompts for one in sets]
         for extraction, size, embedding in zip(extractions, sizes, embeddings, strict=True)

@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"matching", "kernels", "torchvision_cure"},
     {"report", "evaluation", "inference", "verify", "bench", "doctor"},
     {"golden"},
-    {"predictor", "bundled_teacher"},
+    {"predictor", "bundled_teacher", "refined"},
     {"engines"},
     {"bundle"},
     {"runtime", "io", "quality", "phantoms"},

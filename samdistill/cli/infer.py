@@ -12,7 +12,7 @@ def infer(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     inputs: Annotated[list[str], typer.Argument(help="Files, folders of files, or patterns in quotes.")],
     out: Annotated[Path, typer.Option(help="Folder for masks and results.jsonl.")],
-    mode: Annotated[str, typer.Option(help="fast: the student alone.")] = "fast",
+    mode: Annotated[str, typer.Option(help="fast: the student; refine: the teacher, asked by it.")] = "fast",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     runtime: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads in all; default: all cores.")] = None,

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image as PillowImage
+from PIL import ImageDraw
 
 from samdistill.arrays import Image, Mask, Masks, check_image, check_masks
 from samdistill.metrics import surface
+from samdistill.prompts import Prompts
 
 Colour = tuple[int, int, int]
 Layer = npt.NDArray[np.uint8]  # (H, W, 4) RGBA
@@ -102,6 +105,7 @@ def draw_overlay(
     *,
     outline: bool = True,
     truth: Masks | None = None,
+    prompts: Sequence[Sequence[Prompts]] = (),
 ) -> Image:
     """Draw masks, and the truth where it is given, onto a copy of an image.
 
@@ -117,6 +121,8 @@ def draw_overlay(
         Draw lines; False tints the area instead.
     truth
         (C, H, W) bool or uint8, image frame: dashed, near-white lines over the prediction's.
+    prompts
+        For each class its prompt sets, image frame, drawn over everything; see `prompt_layer`.
 
     Returns
     -------
@@ -128,6 +134,8 @@ def draw_overlay(
     layers = [outline_layer(masks, colours, width=width) if outline else fill_layer(masks, colours)]
     if truth is not None:
         layers.append(outline_layer(truth, colours, width=width, dashed=True))
+    if any(prompts):
+        layers.append(prompt_layer(prompts, (image.shape[0], image.shape[1]), colours, width=width))
     drawn = image.astype(np.float32)
     for layer in layers:
         if layer.shape[:2] != image.shape[:2]:
@@ -138,6 +146,46 @@ def draw_overlay(
         opacity = layer[..., 3:].astype(np.float32) / 255
         drawn += (layer[..., :3] - drawn) * opacity
     return np.rint(drawn).astype(np.uint8)
+
+
+def prompt_layer(
+    prompts: Sequence[Sequence[Prompts]],
+    size: tuple[int, int],
+    colours: Sequence[Colour] = COLOURS,
+    *,
+    width: int = 1,
+) -> Layer:
+    """Draw what a teacher was asked on a transparent layer.
+
+    Boxes are thin rectangles in their class's colour, foreground points discs of it with a white rim,
+    background points white discs with a rim of it.
+
+    Parameters
+    ----------
+    prompts
+        For each class its prompt sets, image frame.
+    size
+        (height, width) of the layer, pixels.
+    width
+        Line width, pixels.
+    """
+    drawn = PillowImage.new("RGBA", (size[1], size[0]))
+    draw = ImageDraw.Draw(drawn)
+    for index, sets in enumerate(prompts):
+        colour, white = (*class_colour(index, colours), 255), (255, 255, 255, 255)
+        for one in sets:
+            if one.box is not None:
+                x0, y0, x1, y1 = one.box.tolist()
+                draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=width)
+            if one.points is None or one.point_labels is None:
+                continue
+            for (x, y), kind in zip(one.points.tolist(), one.point_labels.tolist(), strict=True):
+                if kind >= 0:
+                    radius = 2 * width
+                    around = (x - radius, y - radius, x + radius, y + radius)
+                    fill, rim = (colour, white) if kind == 1 else (white, colour)
+                    draw.ellipse(around, fill=fill, outline=rim, width=width)
+    return np.asarray(drawn)
 
 
 def _outline(mask: Mask, width: int) -> Mask:
