@@ -62,10 +62,7 @@ STAGES = (
     Stage(until=0.84, side=128, batch=8, objects=FOUR, prompts=True, dense=0.3),
     Stage(until=1.00, side=256, batch=6, objects=FOUR, prompts=True, dense=0.3),
 )
-FURTHER = (
-    Stage(until=0.75, side=256, batch=6, objects=MANY, prompts=True, dense=0.0),
-    Stage(until=1.00, side=256, batch=6, objects=MANY, prompts=True, dense=0.0),
-)
+FURTHER = (Stage(until=1.00, side=256, batch=6, objects=MANY, prompts=True, dense=0.0),)
 
 
 class Stream(IterableDataset[dict[str, torch.Tensor]]):
