@@ -4,7 +4,7 @@
     python benchmarks/admission.py --name ultrasound          phantoms, made on the way
 
 A student that is trained on few labels alone (or that of --run) predicts unlabelled images, whose labels are
-looked at here only; the teacher's proposals are matched to its maps under lower = 1 and --upper. What they
+looked at here only; the teacher's proposals are matched to its maps under --lower and --upper. What they
 could come to at best, matched to the truth, is told too (section 4.4.3 of the paper: 0.891 on polyps). The
 images are then put in order by beta and by several measures of the student's own confidence, and the true
 Dice of the first n is drawn, for each n: of the student's masks (the paper's figure 5), and of annotations.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def measure(
 ) -> tuple[list[dict[str, Any]], list[tuple[float, Image, Masks, Masks, Masks]]]:
     """Scores and true Dice of each case, and its picture for the overlays."""
     student, teacher = run.load_student(), load_teacher(options.teacher, "cpu")
-    config = SamdskConfig(upper=options.upper)
+    config = SamdskConfig(lower=options.lower, upper=options.upper)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.cache or Path(temporary)
         embeddings = EmbeddingCache(folder)
@@ -77,14 +78,12 @@ def measure(
             image = run.intensity.apply(case.read_image())
             (maps,) = predict_maps(student, [image], run.config.student.size, 1)
             proposals = cache.propose(image, lambda image=image: embeddings.embed(teacher, [image])[0])
-            bounds = [(1, options.upper)] * len(maps)
+            bounds = [(options.lower, options.upper)] * len(maps)
             record, annotation = judge(case.id, maps, proposals, bounds, config)
-            hard_config = SamdskConfig(upper=options.upper, iou="hard")
+            hard_config = replace(config, iou="hard")
             hard, hard_annotation = judge(case.id, maps, proposals, bounds, hard_config)
             truth, ignored = case.read_labels()
-            _, best = judge(
-                case.id, truth.astype(np.float32), proposals, [(0, options.upper)] * len(maps), config
-            )
+            _, best = judge(case.id, truth.astype(np.float32), proposals, bounds, config)
             frame = ModelFrame.of((image.shape[0], image.shape[1]), run.config.student.size)
             _, spread = answer_to_views(student, resize_image(image, frame.size))
             row = {
@@ -191,6 +190,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--lower", type=int, default=1, help="least proposals of a class")
     parser.add_argument("--upper", type=int, default=1, help="most proposals of a class")
     parser.add_argument("--points", type=int, default=16, help="points a side that the teacher is asked")
     parser.add_argument("--predicted-iou", type=float, default=0.5, help="the teacher's least own estimate")
