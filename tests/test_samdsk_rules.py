@@ -92,7 +92,7 @@ def test_beta_itself_is_not_above_beta() -> None:
 def test_without_proposals_nothing_is_matched() -> None:
     record, annotation = judge("a", sure(LEFT), proposed(), [(1, 1)], SamdskConfig())
     assert (record.admitted, record.status, record.beta) == (False, "not matched", None)
-    assert record.reason == "0 proposals, and 1 are wanted"
+    assert record.reason == "0 proposals, at least 1 wanted"
     assert not annotation.any()
     record, _ = judge("a", sure(LEFT), proposed(), [(0, 1)], SamdskConfig(min_proposals=0))
     assert (record.admitted, record.beta) == (False, 0), "the student sees one and there is none to choose"

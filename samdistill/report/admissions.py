@@ -74,7 +74,7 @@ def admission_sections(
     last = {one.case_id: one for number_ in sorted(rounds) for one in rounds[number_]}
     matched = [one for one in last.values() if one.beta is not None]
     charts = histogram(
-        f"Beta of the images when last matched (admitted above {limit:g})",
+        f"Beta when last matched (admitted above {limit:g})",
         _known(matched, "beta"),
         x_label="beta",
     ) + histogram(
@@ -95,6 +95,8 @@ def admission_sections(
         ("Admitted, lowest beta first", low, "of lowest beta"),
         ("Not admitted, highest beta", rest, "of highest beta"),
     ):
+        if not own:
+            continue
         cases = [_case(one, read, image) for one in own[:shown]]
         note = (
             f"{len(cases)} of {len(own)} images {which}. Left the student's mask, right the annotation: the "
@@ -125,12 +127,12 @@ def _rounds(rounds: Mapping[int, Sequence[Matched]], limit: float) -> str:
         )
     headers = [
         "round", "matched", "admitted", "median beta", "median ceiling", f"ceiling up to {limit:g}",
-        "true Dice, admitted", "true Dice, others",
+        "Dice, admitted", "Dice, others",
     ]  # fmt: skip
     caption = (
         f"An image is admitted when its beta is above {limit:g}. Where the ceiling is not, no annotation "
-        "whatever could be: the student's map is too unsure, or its object too small. True Dice is of the "
-        "annotations, where training ran with --audit-labels."
+        "whatever could be: the student's map is too unsure, or its object too small. Dice is the mean of the "
+        "annotations against hidden labels, where training ran with --audit-labels."
     )
     return table(headers, rows, caption=caption)
 

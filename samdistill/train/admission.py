@@ -130,7 +130,7 @@ def judge(
     if not searched:
         return Admission(**record, admitted=True, reason=KNOWN_EMPTY), annotation
     if len(proposals) < config.min_proposals:
-        reason = f"{len(proposals)} proposals, and {config.min_proposals} are wanted"
+        reason = f"{len(proposals)} proposals, at least {config.min_proposals} wanted"
         return Admission(**record, admitted=False, reason=reason), annotation
     kept = np.sort(mask_nms(proposals.masks, proposals.iou_predictions, config.near_duplicate))
     try:
