@@ -131,7 +131,7 @@ def _rounds(rounds: Mapping[int, Sequence[Matched]], limit: float) -> str:
     ]  # fmt: skip
     caption = (
         f"An image is admitted when its beta is above {limit:g}. Where the ceiling is not, no annotation "
-        "whatever could be: the student's map is too unsure, or its object too small. Dice is the mean of the "
+        "whatever could be: the student's map is too unsure, or its object too small. Dice is that of the "
         "annotations against hidden labels, where training ran with --audit-labels."
     )
     return table(headers, rows, caption=caption)
