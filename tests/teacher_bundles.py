@@ -1,0 +1,42 @@
+"""Gives the committed bundle a teacher, without an export's measurements: quick, and as a reader sees it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from bundles import rewrite
+
+from samdistill.config import to_dict
+from samdistill.export.pieces import teacher_record
+from samdistill.export.teacher_onnx import OPSET, export_decoder, export_encoder
+from samdistill.refine import RefineConfig
+from samdistill.teacher import Teacher
+
+
+def give_teacher(bundle: Path, teacher: Teacher, config: RefineConfig) -> Path:
+    """Put a teacher's networks into a bundle that has none, with how to prompt it."""
+    graphs = {"encoder": export_encoder(teacher), "decoder": export_decoder(teacher)}
+    file = bundle / "manifest.json"
+    values = json.loads(file.read_text())
+    student = next(one for one in values["engines"] if one["precision"] == "fp32")
+    for part, graph in graphs.items():
+        path = f"{part}.onnx"
+        (bundle / path).write_bytes(graph.content)
+        values["files"].append({"path": path, "sha256": "0" * 64, "bytes": 0})
+        values["models"][part] = {
+            **values["models"]["student"],
+            "file": path,
+            "opset": OPSET,
+            "parameters": graph.parameters,
+            "inputs": graph.inputs,
+            "outputs": graph.outputs,
+        }
+        parity = {**student["parity"], "model": part}
+        values["engines"].append({**student, "model": part, "file": path, "parity": parity})
+    values["teacher"] = asdict(teacher_record(teacher, "none"))
+    values["prompts"] = to_dict(config)
+    file.write_text(json.dumps(values))
+    rewrite(bundle)
+    return bundle
