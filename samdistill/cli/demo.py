@@ -52,7 +52,7 @@ def demo(
         ["data", "check", data],
         ["train", data, "--out", runs["supervised"], *budget],
         ["train", data, "--out", runs["mine"], *budget, *mining],
-        ["export", runs["supervised"], "--out", supervised, "--licence", "Apache-2.0"],
+        ["export", runs["supervised"], "--out", supervised, "--no-teacher", "--licence", "Apache-2.0"],
         ["export", runs["mine"], "--out", mined, "--licence", "Apache-2.0"],
         ["verify", mined],
         ["infer", mined, unseen / "images", "--out", predictions, "--overlay"],
