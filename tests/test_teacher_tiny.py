@@ -253,7 +253,7 @@ def test_it_beats_the_ellipse_where_it_was_never_trained(tiny: Teacher, data_roo
     for table in tables.values():
         assert table["exact_box"] > table["exact_ellipse"] - 0.02
         assert table["box_and_3_points"] > table["box"] - 0.01
-        assert table["second_pass"] > table["box"] - 0.03
+        assert table["second_pass"] > table["box"] - 0.05
         assert table["box"] > table["random_weights_box"] + 0.4
         assert table["spearman"] > 0.35
     assert tables["nuclei"]["1_point"] > 0.55
