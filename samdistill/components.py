@@ -305,7 +305,14 @@ def without_overlap(masks: Masks, probability_maps: ProbabilityMaps) -> Masks:
         (C, H, W) bool.
     probability_maps
         (C, H, W) float32 in [0, 1].
+
+    Returns
+    -------
+    Masks
+        (C, H, W) bool; the very `masks` where no pixel is claimed twice.
     """
+    if np.count_nonzero(masks) == np.count_nonzero(masks.any(axis=0)):
+        return masks
     claimed = np.where(masks, probability_maps, np.float32(-1))
     alone: Masks = masks & (np.arange(len(masks))[:, None, None] == claimed.argmax(axis=0))
     return alone

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 
+from samdistill.prompts import Prompts
 from samdistill.report.contours import path_data, trace
 from samdistill.report.overlay import (
     COLOURS,
@@ -20,6 +21,7 @@ from samdistill.report.overlay import (
     draw_overlay,
     line_width,
     outline_layer,
+    prompt_layer,
     truth_colour,
 )
 
@@ -180,3 +182,16 @@ def test_the_paths_place_matches_the_pixels_when_drawn_ten_times_larger() -> Non
     ImageDraw.Draw(canvas).polygon([(10 * x, 10 * y) for x, y in trace(mask)[0]], fill=1)
     centres = np.asarray(canvas)[5::10, 5::10]
     np.testing.assert_array_equal(centres, mask)
+
+
+def test_prompts_are_boxes_on_their_outermost_pixels_and_points_of_two_looks() -> None:
+    points, labels = np.array([[8, 6], [20, 6]], np.float32), np.array([1, 0], np.int32)
+    one = Prompts(points, labels, np.array([2, 3, 28, 17], np.float32))
+    layer = prompt_layer([[], [one]], (20, 30))
+    colour = (*COLOURS[1], 255)
+    assert tuple(layer[3, 2]) == tuple(layer[16, 27]) == tuple(layer[6, 8]) == colour
+    assert tuple(layer[6, 20]) == (255, 255, 255, 255)
+    y, x = np.nonzero(layer[..., 3])
+    assert (x.min(), y.min(), x.max(), y.max()) == (2, 3, 27, 16)
+    assert not layer[12, 15].any()
+    assert not prompt_layer([[Prompts(box=one.box)]], (20, 30))[6, 8].any()
