@@ -248,7 +248,7 @@ def test_a_bundle_holds_teacher_and_prompts_and_opens_without_torch(
     assert done.stdout.splitlines() == [
         "2",
         "small onnxruntime fp32 (CPUExecutionProvider)",
-        "['endoscopy', 'ultrasound', 'xray', 'teacher']",
+        "['endoscopy', 'ultrasound', 'xray', 'teacher', 'teacher']",  # encoder, decoder
     ]
     image, sets = picture((90, 120))
     agree(small[0], BundledTeacher.load(bundle), [image], [sets])
