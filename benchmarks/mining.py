@@ -39,13 +39,8 @@ from samdistill.train.pseudo import predict_maps
 from samdistill.train.run import Run
 
 HERE = Path(__file__).parent
-SELECTED = {
-    "refine.prompts.keep": "largest",
-    "pseudo.min_iou": 0.75,
-    "pseudo.weight": 1.0,
-    "pseudo.supervised_share": 0.15,
-    "pseudo.labelled_share": 0.25,
-}
+SHARES = {"pseudo.weight": 1.0, "pseudo.supervised_share": 0.15, "pseudo.labelled_share": 0.25}
+SELECTED = {"refine.prompts.keep": "largest", "pseudo.min_iou": 0.75, **SHARES}
 """Chosen on polyps, seed 0: one component, and only pseudo labels that the teacher thinks well of."""
 
 ADMITTING = {
@@ -58,6 +53,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "supervised": {},
     "pseudo-label": {"strategy": "pseudo-label"},
     "pseudo-label, confident": {"strategy": "pseudo-label", "pseudo.min_confidence": 0.9},
+    "pseudo-label, equal shares": {"strategy": "pseudo-label", "pseudo.min_confidence": 0.9, **SHARES},
     "mine": {"strategy": "mine"},
     "mine once": {"strategy": "mine", "pseudo.schedule": "once"},
     "mine, selected": {"strategy": "mine", **SELECTED},
@@ -192,6 +188,7 @@ def draw(name: str, rows: list[dict[str, Any]], path: Path) -> None:
             fmt="o", capsize=3, color="#1f4e79",
         )  # fmt: skip
         axes.axvline(next(row["dice"] for row in own if row["method"] == "supervised"), color="0.6", lw=1)
+        axes.set_ylim(-0.6, len(own) - 0.4)
         axes.set_yticks(places, [row["method"] for row in own])
         axes.set(xlabel="Dice, mean and sd over seeds", title=f"{name}, {100 * share:g} % of the labels")
         axes.grid(axis="x", alpha=0.3)
