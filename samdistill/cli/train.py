@@ -23,8 +23,8 @@ def train(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="supervised, pseudo-label, mine, burden (docs/mining.md), mean-teacher, ua-mt, semisam, "
-            "semisam-ua-mt, cps or fixmatch (docs/semi.md)."
+            help="supervised; with a teacher mine, burden, samdsk, semisam, semisam-ua-mt; without "
+            "pseudo-label, ups, bcp, mean-teacher, ua-mt, cps, fixmatch."
         ),
     ] = None,
     labels: Annotated[
