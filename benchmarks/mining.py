@@ -189,7 +189,16 @@ def draw(name: str, rows: list[dict[str, Any]], path: Path) -> None:
         )  # fmt: skip
         axes.axvline(next(row["dice"] for row in own if row["method"] == "supervised"), color="0.6", lw=1)
         axes.set_ylim(-0.6, len(own) - 0.4)
-        axes.set_yticks(places, [row["method"] for row in own])
+        most = max(row["seeds"] for row in own)
+        # A method of fewer splits is not to be compared by its mean: it says so, and is drawn hollow.
+        for place, row in zip(places, own, strict=True):
+            if row["seeds"] < most:
+                axes.plot(row["dice"], place, "o", mfc="white", color="#1f4e79", zorder=3)
+        names = [
+            row["method"] + (f" ({row['seeds']} of {most} splits)" if row["seeds"] < most else "")
+            for row in own
+        ]
+        axes.set_yticks(places, names)
         axes.set(xlabel="Dice, mean and sd over seeds", title=f"{name}, {100 * share:g} % of the labels")
         axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)
