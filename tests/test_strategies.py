@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from watching import Interrupted, Watcher
 
 from samdistill.errors import InputRejected, UsageError
 from samdistill.io.dataset import open_dataset
@@ -44,36 +45,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "burden with labels": {"strategy": "burden", "pseudo.labelled_share": 0.5, "pseudo.loss": "dice-bce"},
     "burden by random walker": {"strategy": "burden", "pseudo.refiner": "random-walker"},
 }
-
-
-class Interrupted(Exception):
-    """What stops a run in these tests."""
-
-
-class Watcher:
-    """Collects, and stops the run when told to."""
-
-    def __init__(self, stop: tuple[str, int] | None = None) -> None:
-        self.stop, self.records = stop, list[dict[str, Any]]()
-        self._seen = dict[str, int]()
-
-    def _at(self, what: str) -> None:
-        self._seen[what] = self._seen.get(what, 0) + 1
-        if self.stop == (what, self._seen[what]):
-            raise Interrupted
-
-    def on_message(self, text: str) -> None: ...
-    def on_prepare(self, what: str, done: int, total: int) -> None:
-        self._at(what)
-
-    def on_start(self, phase: str, first_step: int, total_steps: int) -> None:
-        self._phase = phase
-
-    def on_step(self, step: int, loss: float) -> None:
-        self._at(self._phase)
-
-    def on_epoch(self, record: dict[str, Any]) -> None:
-        self.records.append(record)
 
 
 @pytest.fixture(scope="module")
