@@ -48,11 +48,6 @@ def predict_logits(student: nn.Module, frames: Sequence[Image], batch: int) -> l
     return [answers[number] for number in range(len(frames))]
 
 
-def sigmoid(logits: npt.NDArray[np.float32]) -> ProbabilityMaps:
-    """Probability maps of logits."""
-    return torch.from_numpy(logits).sigmoid().numpy()
-
-
 class Refiner(Protocol):
     """Who turns the student's maps into pseudo labels."""
 

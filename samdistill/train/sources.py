@@ -11,7 +11,7 @@ from torch import nn
 
 from samdistill.arrays import Image
 from samdistill.errors import InputRejected
-from samdistill.geometry import resize_masks
+from samdistill.geometry import resize_masks, sigmoid
 from samdistill.refine import Refinement
 from samdistill.train.config import PseudoConfig
 from samdistill.train.data import FrameStore
@@ -20,7 +20,6 @@ from samdistill.train.pseudo import (
     Refiner,
     Targets,
     predict_logits,
-    sigmoid,
     targets_of,
     told,
     whole_images,
@@ -42,10 +41,8 @@ class Continuous:
     def __call__(self, student: nn.Module, drawn: Drawn, pixels: Sequence[torch.Tensor]) -> Answer:
         """One student pass and one decoder call for all images together."""
         frames = [self._store[index].image for index, _ in drawn]
-        maps = [sigmoid(one) for one in predict_logits(student, frames, len(frames))]
-        refinements = self._refiner([index for index, _ in drawn], frames, maps)
-        targets = [targets_of(one, self._config) for one in refinements]
-        return warped(targets, drawn), told(refinements, targets)
+        targets, numbers = refined(student, self._refiner, drawn, frames, self._config)
+        return warped(targets, drawn), numbers
 
 
 class ContinuousViews:
@@ -59,10 +56,18 @@ class ContinuousViews:
         views: list[Image] = [
             np.ascontiguousarray(one.round().byte().permute(1, 2, 0).numpy()) for one in pixels
         ]
-        maps = [sigmoid(one) for one in predict_logits(student, views, len(views))]
-        refinements = self._refiner([index for index, _ in drawn], views, maps)
-        targets = [targets_of(one, self._config) for one in refinements]
-        return [None if one is None else torch.from_numpy(one) for one in targets], told(refinements, targets)
+        targets, numbers = refined(student, self._refiner, drawn, views, self._config)
+        return [None if one is None else torch.from_numpy(one) for one in targets], numbers
+
+
+def refined(
+    student: nn.Module, refiner: Refiner, drawn: Drawn, images: Sequence[Image], config: PseudoConfig
+) -> tuple[list[Targets | None], dict[str, float]]:
+    """Targets of what the student finds in these images, in their own frame, and numbers for the log."""
+    maps = [sigmoid(one) for one in predict_logits(student, images, len(images))]
+    refinements = refiner([index for index, _ in drawn], images, maps)
+    targets = [targets_of(one, config) for one in refinements]
+    return targets, told(refinements, targets)
 
 
 class Own:

@@ -12,17 +12,14 @@ from samdistill.train.mixed import Mixed
 from samdistill.train.sources import Stored, make_labels
 from samdistill.train.store import PseudoStore
 from samdistill.train.strategies.mine import choose_refiner, labelled_images
-from samdistill.train.strategies.supervised import supervised_phase
+from samdistill.train.strategies.supervised import first_of_two
 from samdistill.train.training import Training
 
 
 def burden(training: Training) -> None:
     """Two students, one after the other; the second is the run's."""
     config = training.config
-    first, second = training.steps(config.pseudo.supervised_share)
-    student = training.new_student()
-    supervised_phase(training, student, steps=first)
-    student.load_state_dict(training.best_of_phase(0))
+    student, second = first_of_two(training)
     store = PseudoStore(training.run.path / "pseudo" / "1")
     make_labels(training, student, choose_refiner(training), store)
     labelled = labelled_images(training, default=0.0)

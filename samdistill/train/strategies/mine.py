@@ -12,17 +12,14 @@ from samdistill.train.pseudo import LiteralRefiner, Refiner, TeacherRefiner
 from samdistill.train.random_walker import RandomWalkerRefiner
 from samdistill.train.sources import Continuous, ContinuousViews, Stored, make_labels
 from samdistill.train.store import PseudoStore
-from samdistill.train.strategies.supervised import supervised_phase
+from samdistill.train.strategies.supervised import first_of_two
 from samdistill.train.training import Training
 
 
 def mine(training: Training) -> None:
     """Two phases of one student."""
     config = training.config
-    first, second = training.steps(config.pseudo.supervised_share)
-    student = training.new_student()
-    supervised_phase(training, student, steps=first)
-    student.load_state_dict(training.best_of_phase(0))
+    student, second = first_of_two(training)
     source: Source
     if config.pseudo.schedule == "once":
         store = PseudoStore(training.run.path / "pseudo" / "1")

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from samdistill.train.sources import Own
 from samdistill.train.strategies.mine import mixed
-from samdistill.train.strategies.supervised import supervised_phase
+from samdistill.train.strategies.supervised import first_of_two
 from samdistill.train.training import Training
 
 
 def pseudo_label(training: Training) -> None:
     """Two phases of one student, its own answers anew at each visit."""
     config = training.config
-    first, second = training.steps(config.pseudo.supervised_share)
-    student = training.new_student()
-    supervised_phase(training, student, steps=first)
-    student.load_state_dict(training.best_of_phase(0))
+    student, second = first_of_two(training)
     training.fit(
         student,
         mixed(training, Own(training.unlabelled, config.pseudo)),

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from samdistill.arrays import Image, ProbabilityMaps
+from samdistill.geometry import sigmoid
 from samdistill.metrics import dice_per_class
 from samdistill.prompts import Prompts
 from samdistill.refine import Refinement, refine
@@ -26,7 +27,7 @@ from samdistill.train.config import PseudoConfig
 from samdistill.train.consistency import Halves
 from samdistill.train.loop import Validation
 from samdistill.train.losses import IGNORE
-from samdistill.train.pseudo import predict_logits, sigmoid, targets_of
+from samdistill.train.pseudo import predict_logits, targets_of
 from samdistill.train.schedules import ramp_down
 from samdistill.train.strategies.mean_teacher import MeanTeacher, first_student, fit_whole_run, whole_run
 from samdistill.train.student import Student

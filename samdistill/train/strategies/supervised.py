@@ -54,3 +54,12 @@ def supervised_phase(training: Training, student: Student, *, steps: int | None)
         images=len(training.labelled),
         steps=steps,
     )
+
+
+def first_of_two(training: Training) -> tuple[Student, int | None]:
+    """The supervised phase's share of the run: its best student, and the steps that are left."""
+    first, second = training.steps(training.config.pseudo.supervised_share)
+    student = training.new_student()
+    supervised_phase(training, student, steps=first)
+    student.load_state_dict(training.best_of_phase(0))
+    return student, second

@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from samdistill.arrays import Image, ProbabilityMaps
+from samdistill.geometry import sigmoid
 from samdistill.train.losses import IGNORE
-from samdistill.train.pseudo import predict_logits, sigmoid
+from samdistill.train.pseudo import predict_logits
 from samdistill.train.samdsk_config import UpsConfig
 from samdistill.train.sources import Answer, Drawn, warped
 from samdistill.train.strategies.rounds import Labelled, run_rounds
