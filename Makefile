@@ -9,12 +9,13 @@ STAMP := $(VENV)/.setup-done
 setup: $(STAMP)
 
 # The build tools come first, since the editable install builds without isolation (so that it rebuilds quickly);
-# torch and torchvision come by name and without their own wishes, see docs/architecture.md.
+# torch and torchvision come by name and without their own wishes, see docs/architecture.md; of tritonclient only the
+# schema of Triton's configurations is wanted, and what it asks for goes against the versions here.
 $(STAMP): pyproject.toml constraints.txt csrc/CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: set PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt scikit-build-core pybind11 cmake ninja torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchvision
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchvision tritonclient
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	touch $(STAMP)
 
