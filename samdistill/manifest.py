@@ -1,6 +1,6 @@
 """The manifest: what a bundle says of itself, and the only contract between training and inference.
 
-Schema 2. Reading is strict: another schema is refused by its number, an unknown key by its name, and every
+Schema 3. Reading is strict: another schema is refused by its number, an unknown key by its name, and every
 value is checked, so that nothing a writer meant is passed over in silence. `manifest.schema.json` beside this
 module says the same as a JSON Schema. Knows no file but its own text; `bundle` reads and hashes files.
 """
@@ -16,6 +16,7 @@ from typing import Any
 from samdistill.config import build
 from samdistill.errors import BundleError, UsageError
 from samdistill.intensity import IntensityRule
+from samdistill.manifest_quality import Calibration, QualityRule, RoutingRule
 from samdistill.manifest_records import (
     MANIFEST,
     ClassInfo,
@@ -38,6 +39,7 @@ __all__ = [
     "MANIFEST",
     "MAX_MANIFEST_BYTES",
     "SCHEMA",
+    "Calibration",
     "ClassInfo",
     "CleaningRule",
     "EngineRecord",
@@ -50,11 +52,13 @@ __all__ = [
     "Normalisation",
     "Part",
     "Precision",
+    "QualityRule",
+    "RoutingRule",
     "TeacherRecord",
     "parse",
 ]
 
-SCHEMA = 2
+SCHEMA = 3
 MAX_MANIFEST_BYTES = 16 << 20
 
 
@@ -65,7 +69,7 @@ class Manifest:
     Attributes
     ----------
     schema
-        2.
+        3.
     name
         Of the bundle, for people.
     classes
@@ -98,8 +102,12 @@ class Manifest:
         Under which the weights may be used, in the words of whoever exported them.
     model_card
         Path of the model card.
-    routing, calibration
-        Reserved; null in what this version writes and reads.
+    calibration
+        The student's temperatures; null where no labelled validation image was there to fit them on.
+    quality
+        How an image's quality is judged; null without calibration.
+    routing
+        Which images mode "auto" refines; null without calibration or teacher.
     """
 
     schema: int
@@ -120,8 +128,9 @@ class Manifest:
     cleaning: CleaningRule | None = None
     teacher: TeacherRecord | None = None
     prompts: RefineConfig | None = None
-    routing: None = None
-    calibration: None = None
+    calibration: Calibration | None = None
+    quality: QualityRule | None = None
+    routing: RoutingRule | None = None
 
     def __post_init__(self) -> None:
         require(self.schema == SCHEMA, f"schema must be {SCHEMA}, not {self.schema}.")
@@ -135,6 +144,7 @@ class Manifest:
         for key in ("teacher", "prompts"):
             given = getattr(self, key) is not None
             require(given == has_teacher, f"{key} must be given exactly when models has an encoder.")
+        self._check_quality(has_teacher=has_teacher)
         parts: tuple[Part, ...] = ("student", "encoder", "decoder") if has_teacher else ("student",)
         networks: list[ModelRecord | EngineRecord] = [self.models.of(part) for part in parts]
         run = {engine.model for engine in self.engines}
@@ -143,6 +153,22 @@ class Manifest:
         used = [path for owner in [*networks, *self.engines] for path in owner.paths]
         for path in (*used, self.model_card, *(case.file for case in self.golden)):
             require(path in listed, f"files must list {path!r}, which the manifest speaks of.")
+
+    def _check_quality(self, *, has_teacher: bool) -> None:
+        """What rests on the calibration, and is of these classes."""
+        count = len(self.classes)
+        if self.calibration is not None:
+            given = len(self.calibration.temperatures)
+            require(given == count, f"calibration must have {count} temperatures, one a class, not {given}.")
+        calibrated = self.calibration is not None
+        require(self.quality is None or calibrated, "quality must not be given without calibration.")
+        require(
+            self.routing is None or (calibrated and has_teacher),
+            "routing must not be given without calibration and a teacher.",
+        )
+        if self.quality is not None:
+            given = len(self.quality.reference.classes)
+            require(given == count, f"quality must have {count} class ranges, one a class, not {given}.")
 
     @property
     def class_names(self) -> tuple[str, ...]:

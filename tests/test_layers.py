@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"engines"},
     {"bundle"},
     {"runtime", "io", "quality", "phantoms"},
-    {"manifest", "manifest_records"},
+    {"manifest", "manifest_quality", "manifest_records"},
     {"refine"},
     {"teacher_frame"},
     {"prompts", "proposals"},

@@ -60,7 +60,46 @@ TEACHER = {
 }
 NOTHING = {"box": False, "points": "none"}
 
+CALIBRATION = {
+    "temperatures": [1.5, 0.8],
+    "images": 8,
+    **{f"{what}_{when}": [0.2, 0.1] for what in ("nll", "ece") for when in ("before", "after")},
+}
+LINEAR = {
+    "features": ["confidence"], "centres": [0.8], "scales": [0.1], "weights": [0.05], "intercept": 0.7,
+}  # fmt: skip
+SCORE = {"rule": LINEAR, "images": 8, "rmse": 0.1, "accept": 0.8, "reject": None}
+QUALITY = {
+    "least_dice": 0.7,
+    "student": SCORE,
+    "refined": None,
+    "reference": {
+        "images": 20,
+        "classes": [{"area_share": [0.0, 0.3], "components": [0, 2]}] * 2,
+        "intensity": [0.5] * 48,
+        "intensity_limit": 0.1,
+    },
+}
+ROUTING = {
+    "refine": False, "reason": "no gain", "rule": LINEAR, "least_predicted_iou": 0.0, "images": 8,
+    "gain_quantiles": [0.0] * 21, "gain_always": 0.0, "gain_auto": 0.0, "gain_error": None, "share": 0.0,
+}  # fmt: skip
+
+
+def judged(path: str = "", value: Any = None) -> Callable[[Values], None]:
+    """An edit that gives the bundle calibration and quality, then sets the value at a path of these."""
+
+    def edit(values: Values) -> None:
+        values.update(copy.deepcopy({"calibration": CALIBRATION, "quality": QUALITY}))
+        if path:
+            put(path, value)(values)
+
+    return edit
+
+
 ALLOWED = {
+    "calibration and quality": judged(),
+    "quality that accepts nothing": judged("quality.student.accept", None),
     "cleaning by area": put("cleaning", {"keep": "largest", "min_area_px": 20}),
     "a window": put("intensity", {"kind": "window", "low": -100, "high": 300.5}),
     "a class name with spaces and accents": put("classes.0.name", "kyste rénal 2.a"),
@@ -137,7 +176,22 @@ REFUSED = {
     "upper-case hash": (put("files.0.sha256", "A" * 64), "sha256", True),
     "negative length": (put("files.0.bytes", -1), "bytes", True),
     "routing": (put("routing", {"threshold": 0.2}), "routing", True),
-    "calibration": (put("calibration", {"temperature": 1.5}), "calibration", True),
+    "calibration of another kind": (put("calibration", {"temperature": 1.5}), "calibration", True),
+    "temperature of zero": (judged("calibration.temperatures.0", 0.0), "temperatures", True),
+    "one temperature of two": (judged("calibration", {**CALIBRATION, "temperatures": [1.5]}), "nll_", False),
+    "quality without calibration": (put("quality", QUALITY), "without calibration", False),
+    "routing without a teacher": (judged("routing", ROUTING), "a teacher", False),
+    "weights of another number": (judged("quality.student.rule.weights", []), "weights must be 1", False),
+    "scale of zero": (judged("quality.student.rule.scales.0", 0.0), "scales", True),
+    "ranges of one class": (judged("quality.reference.classes", []), "2 class ranges", False),
+    "range upside down": (
+        judged("quality.reference.classes.0.area_share", [0.3, 0.1]),
+        "least and most",
+        False,
+    ),
+    "histogram cut short": (judged("quality.reference.intensity", [0.5]), "intensity must be 48", True),
+    "half an embedding": (judged("quality.reference.embedding_limit", 1.0), "given together", False),
+    "bad Dice of one": (judged("quality.least_dice", 1.0), "least_dice", True),
     "unknown cleaning": (put("cleaning", {"keep": "best"}), "keep", True),
     "version as number": (put("versions.torch", 2), "versions", True),
     "classes as an object": (put("classes", {"0": "x"}), "classes", True),
@@ -182,9 +236,9 @@ def test_what_is_refused_is_refused_by_name(name: str) -> None:
         (b"[]", "must be an object"),
         (b"{}", "must be an object"),
         (b'{"schema": "2"}', "must be an object"),
-        (b'{"schema": 2, "schema": 2}', "given twice"),
-        (b'{"schema": 2, "name": NaN}', "no finite number"),
-        (b'{"schema": 2, "name": 1e999}', "no finite number"),
+        (b'{"schema": 3, "schema": 3}', "given twice"),
+        (b'{"schema": 3, "name": NaN}', "no finite number"),
+        (b'{"schema": 3, "name": 1e999}', "no finite number"),
     ],
 )
 def test_text_that_is_no_manifest_is_refused(text: bytes, message: str) -> None:
@@ -193,8 +247,8 @@ def test_text_that_is_no_manifest_is_refused(text: bytes, message: str) -> None:
 
 
 def test_a_newer_schema_is_refused_by_number_and_writer_before_anything_else_is_looked_at() -> None:
-    text = json.dumps({"schema": 3, "versions": {"samdistill": "9.9"}, "whatever": 1}).encode()
-    with pytest.raises(BundleError, match=r"schema 2, not 3: .*samdistill 9\.9\. Upgrade samdistill"):
+    text = json.dumps({"schema": 4, "versions": {"samdistill": "9.9"}, "whatever": 1}).encode()
+    with pytest.raises(BundleError, match=r"schema 3, not 4: .*samdistill 9\.9\. Upgrade samdistill"):
         parse(text)
 
 

@@ -1,0 +1,271 @@
+"""What a manifest says of how sure the student is: temperatures, rules fitted on validation images, ranges.
+
+Frozen records of plain numbers, each checked when it is made; docs/quality.md tells what they mean. Knows no
+image: `calibration`, `quality` and `routing` apply them, export fits them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from samdistill.manifest_records import require
+
+HISTOGRAM_BINS = 16  # of each colour channel
+GAIN_QUANTILES = 21  # 0 %, 5 %, ..., 100 %
+
+
+def _finite(name: str, values: tuple[float, ...]) -> None:
+    require(all(map(math.isfinite, values)), f"{name} must be finite numbers, not {list(values)}.")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The temperature of each class, by which its logits are divided; one number a class in each list.
+
+    Attributes
+    ----------
+    temperatures
+        Above 0; 1 changes nothing, above 1 makes less sure.
+    images
+        Labelled validation images they were fitted on.
+    nll_before, nll_after
+        Negative log-likelihood of a pixel, mean over the validation images, nats.
+    ece_before, ece_after
+        Expected calibration error over 15 equal bins, in [0, 1].
+    """
+
+    temperatures: tuple[float, ...]
+    images: int
+    nll_before: tuple[float, ...]
+    nll_after: tuple[float, ...]
+    ece_before: tuple[float, ...]
+    ece_after: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        count = len(self.temperatures)
+        require(
+            count > 0 and all(math.isfinite(t) and t > 0 for t in self.temperatures),
+            f"temperatures must be finite and above 0, one a class, not {list(self.temperatures)}.",
+        )
+        require(self.images > 0, f"images must be at least 1, not {self.images}.")
+        for name in ("nll_before", "nll_after", "ece_before", "ece_after"):
+            values = getattr(self, name)
+            require(len(values) == count, f"{name} must be {count} numbers, one a class, not {len(values)}.")
+            _finite(name, values)
+
+
+@dataclass(frozen=True)
+class LinearRule:
+    """intercept + sum of weight x (feature - centre) / scale, each quotient cut to -3..3.
+
+    Attributes
+    ----------
+    features
+        Names of numbers that docs/quality.md defines.
+    centres, scales, weights
+        One a feature; scales above 0.
+    intercept
+        The value where every feature is at its centre.
+    """
+
+    features: tuple[str, ...]
+    centres: tuple[float, ...]
+    scales: tuple[float, ...]
+    weights: tuple[float, ...]
+    intercept: float
+
+    def __post_init__(self) -> None:
+        count = len(self.features)
+        require(len(set(self.features)) == count, f"features must differ, not repeat: {list(self.features)}.")
+        for name in ("centres", "scales", "weights"):
+            values = getattr(self, name)
+            require(len(values) == count, f"{name} must be {count} numbers, as features, not {len(values)}.")
+            _finite(name, values)
+        require(all(scale > 0 for scale in self.scales), f"scales must be above 0, not {list(self.scales)}.")
+        _finite("intercept", (self.intercept,))
+
+
+@dataclass(frozen=True)
+class ScoreRule:
+    """The score of an image, an estimate of its Dice, and how far the estimate was off on validation images.
+
+    Attributes
+    ----------
+    rule
+        Gives the score, cut to 0..1.
+    images
+        Validation images it was fitted on.
+    rmse
+        Root mean square error of the score on images that it was not fitted on (cross-validated).
+    accept
+        Least score of flag "accept"; null where too few images were there to allow any.
+    reject
+        Scores below have flag "reject"; null likewise.
+    """
+
+    rule: LinearRule
+    images: int
+    rmse: float
+    accept: float | None = None
+    reject: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.images > 0, f"images must be at least 1, not {self.images}.")
+        require(self.rmse >= 0, f"rmse must be at least 0, not {self.rmse}.")
+        _finite("accept and reject", tuple(v for v in (self.accept, self.reject) if v is not None))
+
+
+@dataclass(frozen=True)
+class ClassRange:
+    """What the training labels of a class are like, least and most over the images.
+
+    Attributes
+    ----------
+    area_share
+        (least, most) share of the image that the class covers; least is 0 where it is absent from some.
+    components
+        (least, most) number of its 8-connected components.
+    """
+
+    area_share: tuple[float, ...]
+    components: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name, most in (("area_share", 1.0), ("components", math.inf)):
+            values = getattr(self, name)
+            require(
+                len(values) == 2 and 0 <= values[0] <= values[1] <= most,
+                f"{name} must be least and most, not {list(values)}.",
+            )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the training images are like, to tell whether another is.
+
+    Attributes
+    ----------
+    images
+        How many were looked at.
+    classes
+        One a class.
+    intensity
+        Mean cumulative histogram of each of three channels over 16 equal bins of 0..255, 48 numbers 0..1.
+    intensity_limit
+        95 % of the training images are at most so far from it.
+    embedding_mean, embedding_scale
+        Of the teacher's embedding averaged over the image, one number a channel; null without a teacher.
+    embedding_limit
+        As `intensity_limit`.
+    """
+
+    images: int
+    classes: tuple[ClassRange, ...]
+    intensity: tuple[float, ...]
+    intensity_limit: float
+    embedding_mean: tuple[float, ...] | None = None
+    embedding_scale: tuple[float, ...] | None = None
+    embedding_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.images > 0, f"images must be at least 1, not {self.images}.")
+        wanted = 3 * HISTOGRAM_BINS
+        require(
+            len(self.intensity) == wanted and all(0 <= v <= 1 for v in self.intensity),
+            f"intensity must be {wanted} numbers 0..1, not {len(self.intensity)}.",
+        )
+        require(self.intensity_limit > 0, f"intensity_limit must be above 0, not {self.intensity_limit}.")
+        own = (self.embedding_mean, self.embedding_scale, self.embedding_limit)
+        require(
+            all(v is None for v in own) or all(v is not None for v in own),
+            "embedding_mean, embedding_scale and embedding_limit must be given together.",
+        )
+        if self.embedding_mean is None or self.embedding_scale is None or self.embedding_limit is None:
+            return
+        require(
+            len(self.embedding_mean) == len(self.embedding_scale) > 0 and min(self.embedding_scale) > 0,
+            "embedding_scale must be numbers above 0, as many as embedding_mean has.",
+        )
+        require(self.embedding_limit > 0, f"embedding_limit must be above 0, not {self.embedding_limit}.")
+
+
+@dataclass(frozen=True)
+class QualityRule:
+    """How an image's quality is judged.
+
+    Attributes
+    ----------
+    least_dice
+        A case below it is a bad one; in (0, 1).
+    student
+        Of masks that are the student's.
+    refined
+        Of images about which the teacher was asked; null without a teacher.
+    reference
+        What the training images are like.
+    """
+
+    least_dice: float
+    student: ScoreRule
+    reference: Reference
+    refined: ScoreRule | None = None
+
+    def __post_init__(self) -> None:
+        require(0 < self.least_dice < 1, f"least_dice must lie between 0 and 1, not {self.least_dice}.")
+
+
+@dataclass(frozen=True)
+class RoutingRule:
+    """Which images mode "auto" puts to the teacher.
+
+    Attributes
+    ----------
+    refine
+        False: none, since validation images showed no gain.
+    reason
+        Why, in words with numbers.
+    rule
+        Gives the expected gain in Dice from the student's answer; refined is what has more than 0.
+    least_predicted_iou
+        A class about whose mask the teacher is less sure keeps the student's, in mode "auto" alone.
+    images
+        Validation images it was fitted on.
+    gain_quantiles
+        Expected gains of these, each by a rule that did not see it: 0 %, 5 %, ..., 100 %, for budgets.
+    gain_always, gain_auto
+        Mean gain in Dice on validation images if all were refined, and if the rule chose (cross-validated).
+    gain_error
+        Standard error of `gain_auto`.
+    share
+        Of the validation images the rule would refine (cross-validated).
+    """
+
+    refine: bool
+    reason: str
+    rule: LinearRule
+    least_predicted_iou: float
+    images: int
+    gain_quantiles: tuple[float, ...]
+    gain_always: float
+    gain_auto: float
+    gain_error: float | None
+    share: float
+
+    def __post_init__(self) -> None:
+        require(bool(self.reason), "reason must be words, not empty.")
+        require(self.images > 0, f"images must be at least 1, not {self.images}.")
+        quantiles = self.gain_quantiles
+        require(
+            len(quantiles) == GAIN_QUANTILES and list(quantiles) == sorted(quantiles),
+            f"gain_quantiles must be {GAIN_QUANTILES} rising numbers, not {list(quantiles)}.",
+        )
+        _finite("gain_quantiles", quantiles)
+        _finite("gain_always and gain_auto", (self.gain_always, self.gain_auto))
+        require(
+            self.gain_error is None or self.gain_error >= 0,
+            f"gain_error must be at least 0, not {self.gain_error}.",
+        )
+        for name in ("least_predicted_iou", "share"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"{name} must be 0..1, not {value}.")
