@@ -200,15 +200,18 @@ class QualityRule:
         A case below it is a bad one; in (0, 1).
     student
         Of masks that are the student's.
-    refined
-        Of images about which the teacher was asked; null without a teacher.
     reference
         What the training images are like.
+    limits
+        Number -> the most that is nothing to remark on; an image above one is not accepted.
+    refined
+        Of images about which the teacher was asked; null without a teacher.
     """
 
     least_dice: float
     student: ScoreRule
     reference: Reference
+    limits: dict[str, float]
     refined: ScoreRule | None = None
 
     def __post_init__(self) -> None:

@@ -73,6 +73,7 @@ QUALITY = {
     "least_dice": 0.7,
     "student": SCORE,
     "refined": None,
+    "limits": {"area_off": 0.5},
     "reference": {
         "images": 20,
         "classes": [{"area_share": [0.0, 0.3], "components": [0, 2]}] * 2,
@@ -191,6 +192,7 @@ REFUSED = {
     ),
     "histogram cut short": (judged("quality.reference.intensity", [0.5]), "intensity must be 48", True),
     "half an embedding": (judged("quality.reference.embedding_limit", 1.0), "given together", False),
+    "limit as text": (judged("quality.limits.area_off", "0.5"), "area_off", True),
     "bad Dice of one": (judged("quality.least_dice", 1.0), "least_dice", True),
     "unknown cleaning": (put("cleaning", {"keep": "best"}), "keep", True),
     "version as number": (put("versions.torch", 2), "versions", True),
