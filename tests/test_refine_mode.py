@@ -23,6 +23,7 @@ from samdistill import phantoms
 from samdistill.components import label
 from samdistill.config import to_dict
 from samdistill.errors import BundleError, UsageError
+from samdistill.inference import Options, gather, segment_files
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import open_dataset
 from samdistill.phantoms.folder import write
@@ -310,3 +311,30 @@ def test_evaluate_scores_the_refined_masks_and_counts_whose_they_are(
     fast = json.loads(samdistill("evaluate", bundle, tmp_path / "data", "--json").stdout)
     assert fast["dice"] < 1
     assert "refined" not in fast
+
+
+def test_resuming_with_another_engine_of_the_teacher_redoes_everything(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student's engine and the bundle are the same: only the decoder runs in another library."""
+
+    def add_openvino(values: dict[str, Any]) -> None:
+        own = next(one for one in values["engines"] if one["model"] == "decoder")
+        values["engines"].insert(0, {**own, "runtime": "openvino"})
+
+    rewrite(bundle, add_openvino)
+    (tmp_path / "in").mkdir()
+    PillowImage.fromarray(colours()).save(tmp_path / "in" / "a.png")
+    out = tmp_path / "out"
+
+    def kept() -> int:
+        fresh = Predictor.load(bundle, threads=1)
+        sources = gather([str(tmp_path / "in")], out)
+        return segment_files(fresh, sources, out, options=Options("refine"), resume=True).kept
+
+    assert (kept(), kept()) == (0, 1)
+    monkeypatch.setattr("samdistill.engines.is_installed", lambda runtime: runtime == "onnxruntime")
+    assert (kept(), kept()) == (0, 1)
+    engines = [json.loads(line)["engines"] for line in (out / "audit.jsonl").read_text().splitlines()]
+    assert [one["decoder"].split()[0] for one in engines] == ["openvino"] * 2 + ["onnxruntime"] * 2
+    assert {one["student"] for one in engines} == {"onnxruntime fp32 (CPUExecutionProvider)"}

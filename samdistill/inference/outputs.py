@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from samdistill.inference.sources import Source
 from samdistill.io.files import sha256_file
 from samdistill.io.stack import Format, format_of, stem
 from samdistill.predictor import Mode, Predictor
+from samdistill.runtime import PACKAGES
 
 OVERLAYS, PROBABILITIES, CONTOURS = "overlays", "probabilities", "contours"
 SEGMENTS, LABELS = "segments", "labels"
@@ -56,12 +58,20 @@ class Options:
     def settings(self, predictor: Predictor) -> dict[str, str]:
         """Everything beside file and bundle that the outputs depend on, name -> value."""
         wanted = {key: json.dumps(value).strip('"') for key, value in asdict(self).items()}
-        return {
-            **wanted,
-            "runtime": predictor.runtime,
-            "provider": predictor.provider,
-            "samdistill": __version__,
-        }
+        return {**wanted, **engines_of(predictor, self.mode), "samdistill": __version__}
+
+
+def engines_of(predictor: Predictor, mode: Mode) -> dict[str, str]:
+    """What computes in a mode: network -> its engine, and runtime -> the library's version."""
+    found = {"student": predictor.engine}
+    runtimes = {predictor.runtime}
+    if mode != "fast":
+        for part, opened in predictor.teacher().parts.items():
+            found[part] = str(opened)
+            runtimes.add(opened.record.runtime)
+    for runtime in sorted(runtimes):
+        found[runtime] = str(getattr(sys.modules.get(PACKAGES[runtime]), "__version__", "unknown"))
+    return found
 
 
 def settings_sha256(settings: Mapping[str, str]) -> str:

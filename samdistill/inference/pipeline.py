@@ -25,7 +25,15 @@ from samdistill._version import __version__
 from samdistill.errors import InputRejected, SamdistillError, SomeInputsFailed
 from samdistill.inference.cases import Case
 from samdistill.inference.listings import remove_listings, write_listings
-from samdistill.inference.outputs import Options, Outputs, plan, remove_stale, settings_sha256, still_holds
+from samdistill.inference.outputs import (
+    Options,
+    Outputs,
+    engines_of,
+    plan,
+    remove_stale,
+    settings_sha256,
+    still_holds,
+)
 from samdistill.inference.records import (
     AUDIT,
     RESULTS,
@@ -175,10 +183,10 @@ class _Run:
         self.facts = {
             "bundle_sha256": predictor.bundle_sha256,
             "mode": options.mode,
-            "engine": predictor.runtime,
+            "engines": engines_of(predictor, options.mode),
             "provider": predictor.provider,
             "settings_sha256": self.settings_sha256,
-            "versions": _versions(predictor),
+            "versions": _versions(),
         }
 
 
@@ -429,11 +437,12 @@ def _require_libraries(sources: Sequence[Source]) -> None:
                 raise ModuleNotFoundError(f"No module named {library!r}", name=library)
 
 
-def _versions(predictor: Predictor) -> dict[str, str]:
+def _versions() -> dict[str, str]:
+    """Of what may have a part in the answers; the runtimes' are with their engines."""
     from importlib import metadata
 
     versions = {"samdistill": __version__}
-    for library in (predictor.runtime, "numpy", "pillow", "pydicom", "highdicom", "nibabel"):
+    for library in ("numpy", "pillow", "pydicom", "highdicom", "nibabel"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[library] = metadata.version(library)
     return versions
