@@ -19,6 +19,7 @@ from samdistill.predictor import Pixels, masks_of
 from samdistill.prompts import Prompts
 from samdistill.teacher import Teacher, TeacherMasks
 
+KINDS = ("endoscopy", "ultrasound", "xray")  # colour, grey, overlapping classes: a fourth tells no more
 TRIES = 4
 SEED = 20
 LARGEST_PX = 512  # keeps a bundle of a large student small
@@ -33,7 +34,7 @@ def make_golden(
     thresholds: tuple[float, ...],
     multi_label: bool,
 ) -> dict[str, tuple[str, GoldenCase]]:
-    """Make one case of each kind of phantom.
+    """Make one case of each of `KINDS`.
 
     Of a few phantoms of a kind the one is taken in which most is found, since a case in which the student
     finds nothing tells little about it.
@@ -47,7 +48,7 @@ def make_golden(
     # Neither side a multiple of 32, and not square: resizing and padding are part of what is checked.
     side = min(max(size, 32), LARGEST_PX)
     extent = (side + 5, side * 5 // 4 + 3)
-    for kind in phantoms.KINDS:
+    for kind in KINDS:
         best: tuple[str, GoldenCase] | None = None
         for index in range(TRIES):
             pixels = unapply(phantoms.make(kind, seed=SEED, index=index, size=extent).image, intensity)

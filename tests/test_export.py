@@ -237,7 +237,7 @@ RULES = [
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
 def test_golden_cases_are_phantoms_under_every_intensity_rule(rule: IntensityRule) -> None:
     made = make_golden(ColourStudent(), size=64, intensity=rule, thresholds=(0.5, 0.5), multi_label=False)
-    assert list(made) == list(phantoms.KINDS)
+    assert list(made) == ["endoscopy", "ultrasound", "xray"]
     for kind, (origin, case) in made.items():
         index = int(origin.split("index ")[1].split(",")[0])
         picture = phantoms.make(kind, seed=20, index=index, size=case.masks.shape[1:]).image

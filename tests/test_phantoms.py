@@ -111,6 +111,14 @@ def test_ultrasound_lacks_a_class_now_and_then_and_xray_never() -> None:
     assert bones.mean() > 0.95
 
 
+def test_breast_has_one_lesion_whole_in_the_picture() -> None:
+    label = pytest.importorskip("scipy.ndimage").label
+    for index in range(60):
+        (lesion,) = make("breast", index=index, size=(128, 128)).masks
+        assert label(lesion)[1] == 1
+        assert not (lesion[[0, -1]].any() or lesion[:, [0, -1]].any())
+
+
 def test_xray_classes_overlap() -> None:
     overlapping = [make("xray", index=index, size=(96, 96)).masks.sum(axis=0).max() for index in range(20)]
     assert np.mean(np.array(overlapping) > 1) > 0.6
@@ -119,7 +127,7 @@ def test_xray_classes_overlap() -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("mri",), "kind must be one of endoscopy, ultrasound, xray, not 'mri'"),
+        (("mri",), "kind must be one of endoscopy, ultrasound, xray, breast, not 'mri'"),
         (("xray", -1), "seed and index must be at least 0"),
         (("xray", 0, -1), "seed and index must be at least 0"),
         (("xray", 0, 0, (31, 64)), "at least 32 px"),

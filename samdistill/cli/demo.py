@@ -17,7 +17,7 @@ MARKER = ".samdistill-demo"
 
 def demo(
     out: Annotated[Path, typer.Argument(help="Folder to make; a demo that is there is replaced.")],
-    kind: Annotated[str, typer.Option(help="endoscopy, ultrasound or xray phantoms.")] = "endoscopy",
+    kind: Annotated[str, typer.Option(help="endoscopy, ultrasound, xray or breast phantoms.")] = "endoscopy",
     labels: Annotated[int, typer.Option(min=8, help="Images whose labels training may see.")] = 32,
     steps: Annotated[int, typer.Option(min=2, help="Optimiser steps of either student.")] = 800,
 ) -> None:

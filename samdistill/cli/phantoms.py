@@ -13,6 +13,7 @@ class Kind(StrEnum):
     endoscopy = "endoscopy"
     ultrasound = "ultrasound"
     xray = "xray"
+    breast = "breast"
 
 
 def phantoms(

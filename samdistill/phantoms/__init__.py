@@ -1,4 +1,4 @@
-"""The built-in data: pictures and masks made by code, of three kinds that look like medical images.
+"""The built-in data: pictures and masks made by code, of four kinds that look like medical images.
 
 Deterministic in (kind, seed, index, size); numpy and Pillow only. `make` gives one phantom,
 `samdistill.phantoms.folder` writes data folders. No phantom holds a pixel of a real image.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samdistill.arrays import Image, Masks
-from samdistill.phantoms import endoscopy, ultrasound, xray
+from samdistill.phantoms import breast, endoscopy, ultrasound, xray
 from samdistill.phantoms.canvas import Canvas
 
 __all__ = ["CLASS_NAMES", "KINDS", "MULTI_LABEL", "Phantom", "check_kind", "make"]
@@ -21,13 +21,15 @@ _RENDERERS: dict[str, Callable[[Canvas], tuple[Image, Masks]]] = {
     "endoscopy": endoscopy.render,
     "ultrasound": ultrasound.render,
     "xray": xray.render,
+    "breast": breast.render,
 }
 CLASS_NAMES: dict[str, tuple[str, ...]] = {
     "endoscopy": endoscopy.CLASS_NAMES,
     "ultrasound": ultrasound.CLASS_NAMES,
     "xray": xray.CLASS_NAMES,
+    "breast": breast.CLASS_NAMES,
 }
-MULTI_LABEL: dict[str, bool] = {"endoscopy": False, "ultrasound": False, "xray": True}
+MULTI_LABEL: dict[str, bool] = {kind: kind == "xray" for kind in _RENDERERS}
 KINDS = tuple(_RENDERERS)
 SMALLEST_PX = 32
 
@@ -66,7 +68,7 @@ def make(kind: str, *, seed: int = 0, index: int = 0, size: tuple[int, int] = (2
     Parameters
     ----------
     kind
-        "endoscopy", "ultrasound" or "xray".
+        One of `KINDS`.
     seed
         Names a series, >= 0.
     index

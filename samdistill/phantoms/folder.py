@@ -36,7 +36,7 @@ def write(
     out
         A new or empty folder.
     kind
-        "endoscopy" and "ultrasound" get index masks, "xray" masks/<class>/.
+        One of `phantoms.KINDS`; "xray" gets masks/<class>/, the others index masks.
     count
         How many, >= 1: indices 0 .. count - 1 of the series.
     seed, size
