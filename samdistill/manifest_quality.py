@@ -152,21 +152,15 @@ class Reference:
         One a class.
     intensity
         Mean cumulative histogram of each of three channels over 16 equal bins of 0..255, 48 numbers 0..1.
-    intensity_limit
-        95 % of the training images are at most so far from it.
     embedding_mean, embedding_scale
         Of the teacher's embedding averaged over the image, one number a channel; null without a teacher.
-    embedding_limit
-        As `intensity_limit`.
     """
 
     images: int
     classes: tuple[ClassRange, ...]
     intensity: tuple[float, ...]
-    intensity_limit: float
     embedding_mean: tuple[float, ...] | None = None
     embedding_scale: tuple[float, ...] | None = None
-    embedding_limit: float | None = None
 
     def __post_init__(self) -> None:
         require(self.images > 0, f"images must be at least 1, not {self.images}.")
@@ -175,19 +169,15 @@ class Reference:
             len(self.intensity) == wanted and all(0 <= v <= 1 for v in self.intensity),
             f"intensity must be {wanted} numbers 0..1, not {len(self.intensity)}.",
         )
-        require(self.intensity_limit > 0, f"intensity_limit must be above 0, not {self.intensity_limit}.")
-        own = (self.embedding_mean, self.embedding_scale, self.embedding_limit)
+        mean, scale = self.embedding_mean, self.embedding_scale
         require(
-            all(v is None for v in own) or all(v is not None for v in own),
-            "embedding_mean, embedding_scale and embedding_limit must be given together.",
+            (mean is None) == (scale is None), "embedding_mean and embedding_scale must be given together."
         )
-        if self.embedding_mean is None or self.embedding_scale is None or self.embedding_limit is None:
-            return
-        require(
-            len(self.embedding_mean) == len(self.embedding_scale) > 0 and min(self.embedding_scale) > 0,
-            "embedding_scale must be numbers above 0, as many as embedding_mean has.",
-        )
-        require(self.embedding_limit > 0, f"embedding_limit must be above 0, not {self.embedding_limit}.")
+        if mean is not None and scale is not None:
+            require(
+                len(mean) == len(scale) > 0 and min(scale) > 0,
+                "embedding_scale must be numbers above 0, as many as embedding_mean has.",
+            )
 
 
 @dataclass(frozen=True)

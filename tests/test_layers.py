@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"predictor", "bundled_teacher", "refined"},
     {"engines"},
     {"bundle"},
-    {"runtime", "io", "quality", "phantoms"},
+    {"runtime", "io", "calibration", "quality", "routing", "phantoms"},
     {"manifest", "manifest_quality", "manifest_records"},
     {"refine"},
     {"teacher_frame"},

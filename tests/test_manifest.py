@@ -78,7 +78,6 @@ QUALITY = {
         "images": 20,
         "classes": [{"area_share": [0.0, 0.3], "components": [0, 2]}] * 2,
         "intensity": [0.5] * 48,
-        "intensity_limit": 0.1,
     },
 }
 ROUTING = {
@@ -191,7 +190,7 @@ REFUSED = {
         False,
     ),
     "histogram cut short": (judged("quality.reference.intensity", [0.5]), "intensity must be 48", True),
-    "half an embedding": (judged("quality.reference.embedding_limit", 1.0), "given together", False),
+    "half an embedding": (judged("quality.reference.embedding_mean", [1.0]), "given together", False),
     "limit as text": (judged("quality.limits.area_off", "0.5"), "area_off", True),
     "bad Dice of one": (judged("quality.least_dice", 1.0), "least_dice", True),
     "unknown cleaning": (put("cleaning", {"keep": "best"}), "keep", True),
