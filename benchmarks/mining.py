@@ -106,7 +106,8 @@ def cell(data: Path, key: dict[str, Any], options: argparse.Namespace, folder: P
     }
     config = load_config(preset=options.preset, overrides=overrides)
     run = train(data, folder, config, Quiet(), device=options.device, cache=options.cache, audit=True)
-    scores = score(run, run.cases()["test"])
+    test = run.cases()["test"]
+    scores = score(run, test)
     history = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
     teacher = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:12] if options.teacher == "tiny" else ""
     told = {k: round(v, 4) for k, v in history[-1].items() if k.startswith(("pseudo_", "agree"))}
@@ -119,6 +120,7 @@ def cell(data: Path, key: dict[str, Any], options: argparse.Namespace, folder: P
         "teacher_sha256": teacher,
         "last_epoch": told,
         "scores": scores,
+        "groups": [case.group for case in test],
     }
 
 
@@ -136,6 +138,8 @@ def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
             difference = paired_difference(
                 [score for one in paired for score in one["scores"]],
                 [score for one in paired for score in base[one["seed"]]["scores"]],
+                # A patient in the test parts of two splits is still one patient.
+                groups=[name for one in paired for name in one.get("groups") or _alone(one)],
             )
             dice = [one["dice"] for one in own]
             rows.append({
@@ -145,6 +149,11 @@ def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "seconds": float(np.median([one["seconds"] for one in own])),
             })  # fmt: skip
     return rows
+
+
+def _alone(one: dict[str, Any]) -> list[str]:
+    """Names for the test images of a cell that was made when none were kept."""
+    return [f"{one['seed']}/{index}" for index in range(len(one["scores"]))]
 
 
 def markdown(name: str, rows: list[dict[str, Any]], steps: int, command: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from test_train import Silent
 from samdistill.cli.app import app
 from samdistill.errors import InputRejected, SamdistillError, UsageError
 from samdistill.io.dataset import open_dataset
-from samdistill.refine import BURDEN, load_prompts, refine
+from samdistill.refine import BURDEN, RefineConfig, load_prompts, refine
 from samdistill.statistics import Estimate
 from samdistill.teacher import Teacher
 from samdistill.train.config import load_config
@@ -93,6 +94,30 @@ def test_the_tuned_prompts_are_no_worse_than_the_untuned_and_load_again(run: Pat
         record["params"]["second_pass"],
     )
     assert found.prompts.points == "centre"  # what is not searched is the paper's
+
+
+def test_each_component_is_tried_and_the_file_asks_about_each(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On these pictures as good as another at best; so the others are made to find nothing."""
+    seen: list[RefineConfig] = []
+    original = TeacherSpace.refine
+
+    def watched(self: TeacherSpace, params: Any, indices: Any, maps: Any) -> Any:
+        config = self.config(params)
+        seen.append(config)
+        if config.prompts.per_component:
+            return original(self, params, indices, maps)
+        nothing = original(self, params, indices, maps)
+        return [replace(one, masks=np.zeros_like(one.masks)) for one in nothing]
+
+    monkeypatch.setattr(TeacherSpace, "refine", watched)
+    done("tune", run, "--trials", 4)
+    assert seen[0].prompts.keep == "likeliest"
+    found = load_prompts(str(run / "tune" / "prompts.toml"))
+    assert found.prompts.per_component
+    assert found.prompts.min_area_px == 16
+    assert found in seen
 
 
 def test_the_gain_is_over_the_same_student_whatever_the_trial_erodes(run: Path) -> None:

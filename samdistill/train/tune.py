@@ -1,9 +1,9 @@
 """Search of prompts and morphology on a run's validation images (SAM Carries the Burden, tuning).
 
-Optuna's TPE over what each pass gives to the teacher and how the student's mask is eroded or dilated first.
-The student predicts each image once and the teacher embeds it once, so that a trial costs its decoder calls.
-Trials go into a journal as they end: the same command continues where it stopped, with the trials that an
-uninterrupted search would have made.
+Optuna's TPE over which components are asked about, what each pass gives to the teacher, and how the student's
+mask is eroded or dilated first. The student predicts each image once and the teacher embeds it once, so that a
+trial costs its decoder calls. Trials go into a journal as they end: the same command continues where it
+stopped, with the trials that an uninterrupted search would have made.
 """
 
 from __future__ import annotations
@@ -172,14 +172,13 @@ def tune(
     ]
     if isinstance(space, TeacherSpace):
         for name, paper in (("mine, untuned", MINE), ("burden, untuned", BURDEN)):
-            untuned = TeacherSpace(embedded, paper)
-            params = {**UNCHANGED, "first_pass": paper.first_pass, "second_pass": paper.second_pass}
-            fixed = {key: params[key] for key in untuned.distributions}
+            own = TeacherSpace(embedded, paper)
+            fixed = own.unchanged
             rows.append(
                 row(
                     name,
                     validation.score_all(
-                        lambda i, maps, space=untuned, fixed=fixed: [  # type: ignore[misc]
+                        lambda i, maps, space=own, fixed=fixed: [  # type: ignore[misc]
                             one.masks for one in space.refine(fixed, i, maps)
                         ]
                     ),

@@ -1,10 +1,10 @@
-"""What `tune` searches: what each pass gives to the teacher, the random walker's numbers, the morphology."""
+"""What `tune` searches: components, what each pass gives, morphology; or the random walker's numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from optuna.distributions import (
     BaseDistribution,
@@ -14,7 +14,7 @@ from optuna.distributions import (
 )
 
 from samdistill.arrays import Image, ProbabilityMaps
-from samdistill.components import MAX_RADIUS, Morphology
+from samdistill.components import MAX_RADIUS, Keep, Morphology
 from samdistill.config import to_dict, to_toml
 from samdistill.prompts import PromptConfig
 from samdistill.refine import BURDEN, MINE, RefineConfig, Refinement
@@ -29,6 +29,10 @@ MORPHOLOGY: dict[str, BaseDistribution] = {
     "element": CategoricalDistribution(("square", "disk", "diamond", "star")),
     "radius": IntDistribution(0, MAX_RADIUS),
 }
+COMPONENTS = (*get_args(Keep), "each")
+"""`keep`, one prompt set for a class's components together; or "each", a set for each of them."""
+LEAST_PX = 16
+"""Where each component is asked about: smaller ones are specks, and each would cost a set."""
 UNCHANGED = {"operation": "dilation", "element": "square", "radius": 0}
 
 
@@ -57,7 +61,7 @@ class Space(Protocol):
 
 
 class TeacherSpace:
-    """Two passes of the teacher and the morphology before them.
+    """Components, two passes of the teacher, and the morphology before them.
 
     Parameters
     ----------
@@ -72,24 +76,50 @@ class TeacherSpace:
     def __init__(self, embedded: EmbeddedCases, start: RefineConfig) -> None:
         self._embedded, self._start = embedded, start
         self._boxes_only = embedded.teacher.preprocessing == "medsam"
-        self.distributions: dict[str, BaseDistribution] = dict(MORPHOLOGY)
-        self.first_trials = [UNCHANGED]
+        self.distributions: dict[str, BaseDistribution] = {
+            **MORPHOLOGY,
+            "components": CategoricalDistribution(COMPONENTS),
+        }
+        papers = [(start.first_pass, start.second_pass)]
         if not self._boxes_only:
             passes = _passes(start.prompts)
             self.distributions["first_pass"] = CategoricalDistribution(passes)
             self.distributions["second_pass"] = CategoricalDistribution((*passes, "none"))
-            papers = [(one.first_pass, one.second_pass) for one in (start, BURDEN, MINE)]
-            self.first_trials = [
-                {**UNCHANGED, "first_pass": first, "second_pass": second}
-                for first, second in dict.fromkeys(papers)
-                if first in passes and second in (*passes, "none")
+            papers += [
+                (one.first_pass, one.second_pass)
+                for one in (BURDEN, MINE)
+                if one.first_pass in passes and one.second_pass in (*passes, "none")
             ]
+        first = [
+            {**self.unchanged, "first_pass": first, "second_pass": second}
+            for first, second in dict.fromkeys(papers)
+        ]
+        first.append({**first[0], "components": "each"})
+        self.first_trials = [{name: one[name] for name in self.distributions} for one in first]
+
+    @property
+    def unchanged(self) -> dict[str, Any]:
+        """The parameters that stand for the start without its morphology."""
+        prompts = self._start.prompts
+        own = {
+            **UNCHANGED,
+            "components": "each" if prompts.per_component else prompts.keep,
+            "first_pass": self._start.first_pass,
+            "second_pass": self._start.second_pass,
+        }
+        return {name: own[name] for name in self.distributions}
 
     def config(self, params: Params) -> RefineConfig:
         """The configuration that the parameters stand for."""
+        prompts = _with_morphology(self._start.prompts, params)
+        if params["components"] == "each":
+            least = max(prompts.min_area_px, LEAST_PX)
+            prompts = replace(prompts, keep="all", per_component=True, min_area_px=least)
+        else:
+            prompts = replace(prompts, keep=params["components"], per_component=False)
         return replace(
             self._start,
-            prompts=_with_morphology(self._start.prompts, params),
+            prompts=prompts,
             first_pass=params.get("first_pass", "box"),
             second_pass=params.get("second_pass", "none"),
         )
