@@ -1,9 +1,9 @@
 """Search of prompts and morphology on a run's validation images (SAM Carries the Burden, tuning).
 
 Optuna's TPE over which components are asked about, what each pass gives to the teacher, and how the student's
-mask is eroded or dilated first. The student predicts each image once and the teacher embeds it once, so a trial
-costs its decoder calls. Trials go into a journal as they end: the same command continues where it stopped, with
-the trials that an uninterrupted search would have made.
+mask is eroded or dilated first. The student predicts each image once and the teacher embeds it once, so that
+a trial costs its decoder calls. Trials go into a journal as they end: the same command continues where it
+stopped, with the trials that an uninterrupted search would have made.
 """
 
 from __future__ import annotations
