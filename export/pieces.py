@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from samdistill.arrays import Image
-from samdistill.bundled_teacher import BundledTeacher
+from samdistill.bundled_teacher import BundledTeacher, answered
 from samdistill.errors import DeviceUnavailable, InputRejected
 from samdistill.export.golden import make_golden, make_teacher_golden
 from samdistill.export.ladder import OnTrial, climb
@@ -27,7 +27,6 @@ from samdistill.io.dataset import Case
 from samdistill.manifest import EngineRecord, GoldenRecord, ModelRecord, Part, Precision, TeacherRecord
 from samdistill.runtime import Engine, is_installed, open_engine
 from samdistill.teacher import Teacher
-from samdistill.verify import answered
 
 STUDENT = "student.onnx"
 GOLDEN_DIFFERENCE = 0.002  # of a probability; engines of one precision differ by less than 1e-4

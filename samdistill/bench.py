@@ -11,6 +11,7 @@ import multiprocessing
 import resource
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 from samdistill.bundle import Bundle
-from samdistill.bundled_teacher import BundledTeacher
-from samdistill.engines import OpenedPart, candidates, open_part, open_record
+from samdistill.bundled_teacher import answered, golden_result, golden_teacher
+from samdistill.engines import OpenedPart, candidates, open_record
 from samdistill.errors import SamdistillError
 from samdistill.geometry import ModelFrame
-from samdistill.golden import GoldenCase, TeacherCase
-from samdistill.manifest import EngineRecord, Part
+from samdistill.golden import GoldenCase, GoldenResult, TeacherCase
+from samdistill.manifest import EngineRecord, GoldenRecord, Part
 from samdistill.metrics import dice_per_class
 from samdistill.predictor import Predictor
+from samdistill.proof import prove
 from samdistill.runtime import Engine
 from samdistill.teacher_frame import TeacherFrame, prompt_arrays
-from samdistill.verify import answered
 
 Inputs = dict[str, npt.NDArray[Any]]
 BATCH = 4  # images or prompt sets a call, for throughput
@@ -123,7 +124,9 @@ def _timed(
     try:
         bundle = Bundle.open(root, expect_sha256=sha256)
         before = _peak_mb()
-        engine = open_record(bundle, record, device=device, threads=threads)
+        opened = open_record(bundle, record, device=device, threads=threads)
+        engine = opened.engine
+        prove(bundle, opened, partial(_golden_result, bundle, opened, device))
         one, several = _inputs(bundle, record.model, 1), _inputs(bundle, record.model, BATCH)
         times = _times(engine, one, runs)
         throughput = BATCH / float(np.median(_times(engine, several, max(3, runs // 4))))
@@ -135,7 +138,7 @@ def _timed(
             p95_ms=1000 * float(np.percentile(times, 95)),
             per_second=throughput,
             memory_mb=memory,
-            dice=_dice(bundle, record, engine, device),
+            dice=_dice(bundle, opened, device),
         )
     except SamdistillError as error:
         return EngineTiming(*known, error=str(error))
@@ -186,22 +189,24 @@ def _teacher_case(bundle: Bundle) -> TeacherCase:
     return TeacherCase.from_npz(bundle.read(case.file), case.file)
 
 
-def _dice(bundle: Bundle, record: EngineRecord, engine: Engine, device: str) -> float:
+def _golden_result(bundle: Bundle, opened: OpenedPart, device: str, record: GoldenRecord) -> GoldenResult:
+    if opened.record.model == "student":
+        return Predictor(bundle, opened, threads=None, device=device).golden_result(record)
+    return golden_result(bundle, opened, record)
+
+
+def _dice(bundle: Bundle, opened: OpenedPart, device: str) -> float:
     """Mean Dice of an engine's golden masks against those published."""
-    if record.model == "student":
-        predictor = Predictor(bundle, OpenedPart(engine, record), threads=None, device=device)
+    if opened.record.model == "student":
+        predictor = Predictor(bundle, opened, threads=None, device=device)
         dices = []
         for golden in bundle.manifest.golden:
             if golden.part == "student":
                 case = GoldenCase.from_npz(bundle.read(golden.file), golden.file)
                 dices.append(dice_per_class(predictor.predict(case.pixels).masks, case.masks))
         return float(np.mean(dices))
-    other: Part = "decoder" if record.model == "encoder" else "encoder"
-    beside = open_part(bundle, other, device=device, precision="fp32").engine
-    pair = (engine, beside) if record.model == "encoder" else (beside, engine)
-    assert bundle.manifest.teacher is not None
     asked = _teacher_case(bundle)
-    found = answered(BundledTeacher(bundle.manifest.teacher, *pair), asked)
+    found = answered(golden_teacher(bundle, opened), asked)
     return float(np.mean(dice_per_class(found.masks, asked.masks)))
 
 

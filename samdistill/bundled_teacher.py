@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,18 @@ from samdistill.arrays import Image, Mask, check_image
 from samdistill.bundle import Bundle
 from samdistill.engines import OpenedPart, open_part
 from samdistill.errors import BundleError, UsageError
-from samdistill.manifest import TeacherRecord
+from samdistill.golden import GoldenResult, TeacherCase, compare_teacher
+from samdistill.manifest import GoldenRecord, TeacherRecord
 from samdistill.prompts import Prompts
+from samdistill.proof import prove
 from samdistill.runtime import Arrays, Engine
-from samdistill.teacher_frame import TeacherFrame, TeacherMasks, prompt_arrays, wants_best_of_three
-
-EMBED_PIXELS = 8 * 256 * 256  # of the encoder's input in one call
+from samdistill.teacher_frame import (
+    EMBED_PIXELS,
+    TeacherFrame,
+    TeacherMasks,
+    prompt_arrays,
+    wants_best_of_three,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +106,8 @@ class BundledTeacher:
         decoder = open_part(opened, "decoder", device=device, runtime=runtime, threads=threads)
         teacher = cls(record, encoder.engine, decoder.engine)
         teacher.parts = {"encoder": encoder, "decoder": decoder}
+        for part in teacher.parts.values():
+            prove(opened, part, partial(golden_result, opened, part))
         return teacher
 
     def embed(self, images: Sequence[Image]) -> list[BundledEmbedding]:
@@ -197,3 +206,24 @@ class BundledTeacher:
                     "no mask is given."
                 )
         return answers
+
+
+def answered(teacher: BundledTeacher, case: TeacherCase) -> TeacherCase:
+    """A teacher's own answers to a golden case."""
+    (embedding,) = teacher.embed([case.pixels])
+    return case.answered_by(lambda sets, multimask: teacher.segment([embedding], [sets], multimask=multimask))
+
+
+def golden_teacher(bundle: Bundle, opened: OpenedPart) -> BundledTeacher:
+    """An encoder or decoder beside ONNX Runtime's fp32 on the CPU, so that what is off is its own."""
+    encodes = opened.record.model == "encoder"
+    beside = open_part(bundle, "decoder" if encodes else "encoder", runtime="onnxruntime", precision="fp32")
+    pair = (opened.engine, beside.engine) if encodes else (beside.engine, opened.engine)
+    assert bundle.manifest.teacher is not None
+    return BundledTeacher(bundle.manifest.teacher, *pair)
+
+
+def golden_result(bundle: Bundle, opened: OpenedPart, record: GoldenRecord) -> GoldenResult:
+    """Compute one of the teacher's golden cases again with an encoder or decoder."""
+    asked = TeacherCase.from_npz(bundle.read(record.file), record.file)
+    return compare_teacher(answered(golden_teacher(bundle, opened), asked), asked, record)

@@ -7,17 +7,17 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Literal
 
 from samdistill._version import __version__
 from samdistill.errors import DeviceUnavailable
+from samdistill.plans import cache_folder
 from samdistill.runtime import PACKAGES, RUNTIMES, is_installed
+from samdistill.runtime.cuda import nvidia_driver
 from samdistill.runtime.onnxruntime import cuda_built_for, installed_wheels
 
 Status = Literal["ok", "note", "wrong"]
@@ -49,12 +49,6 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at everything."""
     return [*_versions(), _wheels(), *_gpu(), *_runtimes(), _cache()]
-
-
-def cache_folder() -> Path:
-    """Where engines built for this machine are kept: `samdistill` below XDG_CACHE_HOME or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "samdistill"
 
 
 def _versions() -> list[Finding]:
@@ -150,17 +144,6 @@ def _gpu() -> list[Finding]:
     else:
         found.append(Finding("CUDA libraries", "ok", f"CUDA {major} and cuDNN load"))
     return found
-
-
-def nvidia_driver() -> str | None:
-    """Names and driver versions of the GPUs, as nvidia-smi tells them; None where there is none."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    query = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
-    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-    return "; ".join(lines) if done.returncode == 0 and lines else None
 
 
 def _cache() -> Finding:

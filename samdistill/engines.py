@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from samdistill import plans
 from samdistill.bundle import Bundle
 from samdistill.errors import BundleError, DeviceUnavailable, UsageError
 from samdistill.manifest import EngineRecord, Part
-from samdistill.runtime import RUNTIMES, Device, Engine, is_installed, open_engine
+from samdistill.plans import Plan
+from samdistill.runtime import PLANNED, RUNTIMES, Device, Engine, is_installed, open_engine
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,13 @@ class OpenedPart:
         Opened.
     record
         Which of the manifest's engines it is.
+    plan
+        What was opened, for TensorRT's engines: to be proved before it is used, unless it has been.
     """
 
     engine: Engine
     record: EngineRecord
+    plan: Plan | None = None
 
     def __str__(self) -> str:
         return f"{self.record.runtime} {self.record.precision} ({self.engine.provider})"
@@ -37,8 +42,8 @@ def candidates(
 ) -> list[EngineRecord]:
     """List the engines that may run a network on a device, the fastest first.
 
-    Proved ones come before those that were only compared in numbers. Where none was proved on a GPU, ONNX
-    Runtime's fp32 graph is what may run there; `verify` proves it on the spot.
+    Proved ones, when exported or on this machine, come before those that were only compared in numbers. Where
+    none was proved on a GPU, ONNX Runtime's fp32 graph is what may run there; `verify` proves it on the spot.
 
     Raises
     ------
@@ -54,7 +59,7 @@ def candidates(
         found += [e for e in own if (e.runtime, e.precision, e.device) == ("onnxruntime", "fp32", "cpu")]
     found = [
         engine
-        for engine in sorted(found, key=lambda engine: not engine.verified)
+        for engine in sorted(found, key=lambda engine: not is_proved(bundle, engine, device))
         if runtime in ("auto", engine.runtime) and precision in (None, engine.precision)
     ]
     if not found:
@@ -65,6 +70,14 @@ def candidates(
             "Export again with the engine that is wanted."
         )
     return found
+
+
+def is_proved(bundle: Bundle, record: EngineRecord, device: str) -> bool:
+    """Whether an engine passed the gate on trained weights, or on this machine if its graph did elsewhere."""
+    if record.verified or record.runtime not in PLANNED:
+        return record.verified
+    graph = any(one.verified and one.file == record.file for one in bundle.manifest.engines)
+    return graph and plans.is_kept(bundle, record, device)
 
 
 def open_part(
@@ -83,7 +96,8 @@ def open_part(
     device
         "cpu", "cuda" or "cuda:N"; never another one in its place.
     runtime
-        Key of runtime.RUNTIMES; or "auto": the fastest whose library is installed.
+        Key of runtime.RUNTIMES; or "auto": the fastest whose library is installed; of those built
+        without a GPU only what was proved here.
     precision
         One of manifest.Precision, or None for the fastest.
     threads
@@ -99,7 +113,10 @@ def open_part(
         When a file is damaged, or its network not what the manifest says.
     """
     found = candidates(bundle, part, device=device, runtime=runtime, precision=precision)
-    record = next((one for one in found if is_installed(one.runtime)), None)
+    here = [one for one in found if is_installed(one.runtime)]
+    if runtime == "auto":
+        here = [one for one in here if one.runtime not in PLANNED or is_proved(bundle, one, device)]
+    record = next(iter(here), None)
     if record is None:
         names = sorted({one.runtime for one in found})
         raise DeviceUnavailable(
@@ -107,14 +124,20 @@ def open_part(
             "Run: pip install 'samdistill[cpu]', or 'samdistill[gpu]' beside an NVIDIA GPU; "
             "`samdistill doctor` says more."
         )
-    return OpenedPart(open_record(bundle, record, device=device, threads=threads), record)
+    return open_record(bundle, record, device=device, threads=threads)
 
 
-def open_record(bundle: Bundle, record: EngineRecord, *, device: str, threads: int | None = None) -> Engine:
+def open_record(
+    bundle: Bundle, record: EngineRecord, *, device: str, threads: int | None = None
+) -> OpenedPart:
     """Open one of the manifest's engines; errors as for `open_part`."""
-    data = {} if record.data is None else {record.data: bundle.read(record.data)}
+    if record.runtime in PLANNED:
+        plan: Plan | None = plans.plan_for(bundle, record, device)
+    else:
+        plan = None
+    data = {} if plan or record.data is None else {record.data: bundle.read(record.data)}
     engine = open_engine(
-        bundle.read(record.file),
+        plan.content if plan else bundle.read(record.file),
         device=device,
         runtime=record.runtime,
         threads=threads,
@@ -130,4 +153,4 @@ def open_record(bundle: Bundle, record: EngineRecord, *, device: str, threads: i
             raise BundleError(
                 f"the {record.model}'s {kind} must be {', '.join(names)}, not {', '.join(tensors)}."
             )
-    return engine
+    return OpenedPart(engine, record, plan)

@@ -261,7 +261,7 @@ class TeacherRecord:
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """One way of running a network that has passed the parity gate.
+    """One way of running a network that has passed the parity gate; or, for a GPU, waits to be proved there.
 
     Attributes
     ----------
@@ -274,15 +274,19 @@ class EngineRecord:
     precision
         Of its arithmetic.
     file, data
-        What the runtime opens; several engines may share a file.
+        The graph that the runtime opens, or that its plan is made of; several engines may share a file.
     parity
-        What the gate measured.
+        What the gate measured; empty where there was no GPU to measure on.
     verified
-        False where masks mean nothing yet (random weights) and only numbers were compared.
+        False where masks mean nothing yet (random weights) and only numbers were compared, and where an
+        engine was built for a GPU without one.
     latency_ms
         Of one call on the machine that exported, for choosing the fastest; None: not measured.
     max_probability_difference, max_changed_pixels
         What its golden cases may differ by, where that is more than the cases themselves allow.
+    plan, plan_gpus, plan_version
+        Path of what TensorRT-RTX made of the graph, for which generations of GPUs, and in which version; None
+        where each machine makes its own.
     """
 
     model: Part
@@ -296,10 +300,17 @@ class EngineRecord:
     latency_ms: float | None = None
     max_probability_difference: float | None = None
     max_changed_pixels: float | None = None
+    plan: str | None = None
+    plan_gpus: tuple[Literal["turing", "ampere", "ada", "blackwell"], ...] = ()
+    plan_version: str | None = None
 
     def __post_init__(self) -> None:
         for path in self.paths:
             check_path(path, "file")
+        complete = (self.plan is None, not self.plan_gpus, self.plan_version is None)
+        require(len(set(complete)) == 1, "plan, plan_gpus and plan_version must be given together.")
+        planned = self.runtime == "tensorrt-rtx"
+        require(self.plan is None or planned, f"plan must be of tensorrt-rtx, not {self.runtime}.")
         latency = self.latency_ms
         require(latency is None or latency > 0, f"latency_ms must be above 0, not {latency}.")
         for key in ("max_probability_difference", "max_changed_pixels"):
@@ -309,7 +320,7 @@ class EngineRecord:
     @property
     def paths(self) -> tuple[str, ...]:
         """Every file it consists of."""
-        return (self.file,) if self.data is None else (self.file, self.data)
+        return tuple(path for path in (self.file, self.data, self.plan) if path is not None)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ from samdistill.components import clean, without_overlap
 from samdistill.engines import OpenedPart, open_part
 from samdistill.errors import BundleError, UsageError
 from samdistill.geometry import ModelFrame
-from samdistill.manifest import CleaningRule, Manifest
+from samdistill.golden import GoldenCase, GoldenResult, compare
+from samdistill.manifest import CleaningRule, GoldenRecord, Manifest
+from samdistill.proof import prove
 from samdistill.refined import Refined, refine_images
 from samdistill.runtime import Engine
 
@@ -136,7 +138,15 @@ class Predictor:
         student = open_part(
             opened, "student", device=device, runtime=runtime, precision=precision, threads=threads
         )
-        return cls(opened, student, threads=threads, device=device, runtime=runtime)
+        predictor = cls(opened, student, threads=threads, device=device, runtime=runtime)
+        prove(opened, student, predictor.golden_result)
+        return predictor
+
+    def golden_result(self, record: GoldenRecord) -> GoldenResult:
+        """Compute one of the student's golden cases again; errors as for `predict`."""
+        expected = GoldenCase.from_npz(self._bundle.read(record.file), record.file)
+        answer = self.predict(expected.pixels)
+        return compare(answer.masks, answer.probability_maps, expected, record)
 
     def __reduce__(self) -> tuple[Any, ...]:
         bundle, engine = self._bundle, self._student.record

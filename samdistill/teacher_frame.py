@@ -23,6 +23,7 @@ from samdistill.geometry import resize_maps, sigmoid
 from samdistill.prompts import Prompts
 
 Preprocessing = Literal["sam", "medsam"]
+EMBED_PIXELS = 8 * 256 * 256  # of the encoder's input in one call
 UNUSED = -2  # label of a point slot that holds nothing; -1 is SAM's own padding point, which is a token
 
 

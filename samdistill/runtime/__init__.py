@@ -98,7 +98,7 @@ class Network:
     Attributes
     ----------
     content
-        The graph file's bytes.
+        The graph file's bytes; of TensorRT's engines the plan's.
     data
         Weights that lie beside it: file name -> bytes.
     precision
@@ -122,12 +122,33 @@ def _openvino(network: Network, device: Device, threads: int | None) -> Engine:
     return OpenVinoEngine(network, device, threads=threads)
 
 
+def _tensorrt(network: Network, device: Device, threads: int | None) -> Engine:
+    from samdistill.runtime.tensorrt import TensorRtEngine
+
+    return TensorRtEngine("tensorrt", network, device)
+
+
+def _tensorrt_rtx(network: Network, device: Device, threads: int | None) -> Engine:
+    from samdistill.runtime.tensorrt import TensorRtEngine
+
+    return TensorRtEngine("tensorrt-rtx", network, device)
+
+
 RUNTIMES: dict[str, Callable[[Network, Device, int | None], Engine]] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
+    "tensorrt": _tensorrt,
+    "tensorrt-rtx": _tensorrt_rtx,
 }
-PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+PACKAGES = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
 """What each runtime imports."""
+PLANNED = ("tensorrt", "tensorrt-rtx")
+"""Those that open plans made for a GPU, not graphs; see `samdistill.plans`."""
 
 
 def is_installed(runtime: str) -> bool:
@@ -149,7 +170,7 @@ def open_engine(
     Parameters
     ----------
     model
-        The graph file's bytes.
+        The graph file's bytes; of TensorRT's engines the plan's.
     device
         "cpu", "cuda" or "cuda:N".
     runtime

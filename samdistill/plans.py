@@ -1,0 +1,232 @@
+"""TensorRT's plans for this machine: kept in a cache once proved, and found there, in a bundle, or built.
+
+A plan belongs to its network, the library's version, the GPU and its driver; when any of these changes it is
+built again, proved, and takes the old one's place. Opening a plan runs what is in it, so one is opened only
+when the cache's records or the bundle's manifest hold its hash. Knows no image; whoever opens a network for
+use proves it (`samdistill.proof`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from samdistill.bundle import Bundle
+from samdistill.errors import BundleError, DeviceUnavailable
+from samdistill.io.files import write_bytes
+from samdistill.manifest import EngineRecord, Part, TeacherRecord
+from samdistill.profiles import profiles
+from samdistill.runtime import Device, Network
+from samdistill.runtime.cuda import Gpu, find_gpu, use
+from samdistill.runtime.tensorrt import GENERATIONS, build, library_version
+
+
+def cache_folder() -> Path:
+    """Where what is made for this machine is kept: `samdistill` below XDG_CACHE_HOME or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "samdistill"
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a plan is made of, and for which GPU.
+
+    Attributes
+    ----------
+    runtime, part, size, teacher
+        As for `profiles`; runtime is one of runtime.PLANNED.
+    sha256
+        Of the network's files, graph first.
+    gpu
+        Of this machine.
+    """
+
+    runtime: str
+    part: Part
+    size: int
+    teacher: TeacherRecord | None
+    sha256: tuple[str, ...]
+    gpu: Gpu
+
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        """What decides whether a plan does for this machine."""
+        shapes = [dict(one.inputs) for one in profiles(self.part, size=self.size, teacher=self.teacher)]
+        gpu = {name: value for name, value in asdict(self.gpu).items() if name != "index"}
+        return {
+            "network": list(self.sha256),
+            "runtime": self.runtime,
+            "version": library_version(self.runtime),
+            **gpu,
+            "shapes": hashlib.sha256(json.dumps(shapes).encode()).hexdigest(),
+        }
+
+    @property
+    def record_file(self) -> Path:
+        """Where the cache's record of its plan lies."""
+        text = json.dumps(self.key, sort_keys=True).encode()
+        return plans_folder() / f"{hashlib.sha256(text).hexdigest()[:32]}.json"
+
+    def build(self, network: Network) -> bytes:
+        """Make the plan for this machine's GPU; errors as for `runtime.tensorrt.build`."""
+        timings = plans_folder() / f"timings-{self.key['version']}-{self.gpu.capability}.bin"
+        known = timings.read_bytes() if timings.is_file() else b""
+        use(self.gpu.index)
+        plan, learned = build(
+            self.runtime,
+            network,
+            profiles(self.part, size=self.size, teacher=self.teacher),
+            generations=(generation(self.gpu),) if self.runtime == "tensorrt-rtx" else (),
+            timings=known,
+        )
+        if learned:
+            _write(timings, learned)
+        return plan
+
+
+def generation(gpu: Gpu) -> str:
+    """Which of GENERATIONS a GPU belongs to.
+
+    Raises
+    ------
+    DeviceUnavailable
+        When TensorRT-RTX does not know it.
+    """
+    for name, capabilities in GENERATIONS.items():
+        if gpu.capability in capabilities:
+            return name
+    raise DeviceUnavailable(
+        f"the GPU must be one of {', '.join(GENERATIONS)} for tensorrt-rtx, not {gpu.name}. "
+        "Use tensorrt, or --runtime onnxruntime."
+    )
+
+
+def plans_folder() -> Path:
+    """The part of the cache that holds plans."""
+    return cache_folder() / "plans"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan that may be opened.
+
+    Attributes
+    ----------
+    content
+        Its bytes; their hash has been checked.
+    proved
+        Whether its golden cases came out on this machine.
+    blueprint
+        What it is made of.
+    """
+
+    content: bytes
+    proved: bool
+    blueprint: Blueprint
+
+    def keep(self) -> None:
+        """Put it into the cache, for golden cases that came out; what it replaces goes."""
+        sha256 = hashlib.sha256(self.content).hexdigest()
+        record = self.blueprint.record_file
+        _write(record.parent / f"{sha256}.plan", self.content)
+        kept = {"key": self.blueprint.key, "sha256": sha256}
+        _write(record, (json.dumps(kept, indent=1) + "\n").encode())
+        mine = {name: self.blueprint.key[name] for name in ("network", "runtime", "name", "shapes")}
+        for other, values in _records():
+            if other != record and {name: values["key"].get(name) for name in mine} == mine:
+                other.unlink(missing_ok=True)
+                if values["sha256"] != sha256:
+                    (record.parent / f"{values['sha256']}.plan").unlink(missing_ok=True)
+
+
+def blueprint(bundle: Bundle, record: EngineRecord, device: str) -> Blueprint:
+    """What one of a bundle's engines is made of here.
+
+    Raises
+    ------
+    DeviceUnavailable
+        When there is no such GPU, or the library is not installed.
+    """
+    manifest = bundle.manifest
+    listed = {file.path: file.sha256 for file in manifest.files}
+    sha256 = tuple(listed[path] for path in (record.file, record.data) if path is not None)
+    gpu = find_gpu(Device.parse(device).index)
+    return Blueprint(record.runtime, record.model, manifest.input.size, manifest.teacher, sha256, gpu)
+
+
+def is_kept(bundle: Bundle, record: EngineRecord, device: str) -> bool:
+    """Whether an engine has been proved on this machine, as it is now."""
+    try:
+        return blueprint(bundle, record, device).record_file.is_file()
+    except DeviceUnavailable:
+        return False
+
+
+def plan_for(bundle: Bundle, record: EngineRecord, device: str) -> Plan:
+    """Find or build the plan of one of a bundle's engines: the cache's, the bundle's own, a new one.
+
+    Raises
+    ------
+    DeviceUnavailable
+        When library or GPU are missing.
+    BundleError
+        When a plan's hash is not what it was when it was kept or published, or none can be built.
+    """
+    wanted = blueprint(bundle, record, device)
+    kept = _kept(wanted)
+    if kept is not None:
+        return Plan(kept, True, wanted)
+    travels = (
+        record.plan is not None
+        and record.plan_version == wanted.key["version"]
+        and any(wanted.gpu.capability in GENERATIONS[name] for name in record.plan_gpus)
+    )
+    if travels and record.plan is not None:
+        return Plan(bundle.read(record.plan), False, wanted)
+    data = {} if record.data is None else {record.data: bundle.read(record.data)}
+    network = Network(bundle.read(record.file), data, record.precision)
+    return Plan(wanted.build(network), False, wanted)
+
+
+def _kept(wanted: Blueprint) -> bytes | None:
+    record = wanted.record_file
+    if not record.is_file():
+        return None
+    values = _parse(record)
+    plan = record.parent / f"{values['sha256']}.plan"
+    if not plan.is_file():
+        return None  # somebody tidied up
+    content = plan.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != values["sha256"]:
+        raise BundleError(
+            f"{plan} must have the SHA-256 {values['sha256']}, not {sha256}: it was changed after it was "
+            "kept, and is not opened. Delete it; it is built again."
+        )
+    return content
+
+
+def _records() -> Iterator[tuple[Path, dict[str, Any]]]:
+    for file in sorted(plans_folder().glob("*.json")):
+        yield file, _parse(file)
+
+
+def _parse(record: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(record.read_bytes())
+        if isinstance(values["key"], dict) and isinstance(values["sha256"], str):
+            return dict(values)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise BundleError(f"{record} is no record of a plan. Delete it; the plan is built again.")
+
+
+def _write(file: Path, content: bytes) -> None:
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_bytes(file, content)
