@@ -8,72 +8,34 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, cast, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from samdistill.arrays import Image, Labels, Masks, ProbabilityMaps, describe
+from samdistill.arrays import Image, describe
 from samdistill.bundle import Bundle
 from samdistill.bundled_teacher import BundledTeacher
-from samdistill.components import clean, without_overlap
 from samdistill.engines import OpenedPart, open_part
 from samdistill.errors import BundleError, UsageError
 from samdistill.geometry import ModelFrame
 from samdistill.golden import GoldenCase, GoldenResult, compare
-from samdistill.manifest import CleaningRule, GoldenRecord, Manifest
+from samdistill.judging import Judge, Look, look, share_of
+from samdistill.manifest import GoldenRecord, Manifest
+from samdistill.prompts import Prompts
 from samdistill.proof import prove
-from samdistill.refined import Refined, refine_images
+from samdistill.refined import refine_images
+from samdistill.routing import Budget, least_gain
 from samdistill.runtime import Engine
+from samdistill.segmentation import Mode, Segmentation, masks_of, parse_mode
 
-Mode = Literal["fast", "refine", "auto"]
+__all__ = ["Mode", "Pixels", "Predictor", "Segmentation", "masks_of", "parse_mode"]
+
+TIMED_SIZE = (512, 512)  # of the picture that a budget in seconds is timed on
 Pixels = npt.NDArray[Any]  # (H, W) or (H, W, 3) of any depth, as io.read_image gives them
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """The answer for one image.
-
-    Attributes
-    ----------
-    masks
-        (C, H, W) bool, image frame; channel i is class_id i + 1. They overlap only where `multi_label`.
-    probability_maps
-        (C, H, W) float32 in [0, 1], image frame, uncalibrated, before any cleaning.
-    class_names
-        C names.
-    multi_label
-        Whether classes may overlap.
-    mode
-        What was asked for: "fast" or "refine".
-    refined
-        What the teacher was asked, and for which classes the student's mask stands all the same; None in mode
-        "fast".
-    """
-
-    masks: Masks
-    probability_maps: ProbabilityMaps
-    class_names: tuple[str, ...]
-    multi_label: bool
-    mode: Mode
-    refined: Refined | None = None
-
-    def labels(self) -> Labels:
-        """(H, W) int32 class ids, 0 = background.
-
-        Raises
-        ------
-        UsageError
-            When classes may overlap, since one number a pixel cannot say so.
-        """
-        if self.multi_label:
-            raise UsageError("labels() must be asked of classes that do not overlap; use masks.")
-        ids = np.arange(1, len(self.masks) + 1, dtype=np.int32)
-        labels: Labels = (self.masks * ids[:, None, None]).sum(axis=0, dtype=np.int32)
-        return labels
 
 
 class Predictor:
@@ -90,6 +52,8 @@ class Predictor:
         self._runtime = runtime
         self._teacher: BundledTeacher | None = None
         self._opening = Lock()
+        self._least: dict[Budget | None, float] = {}
+        self._timing = Lock()
         self._student = student
         self._engine = student.engine
         self._threads = threads
@@ -190,7 +154,15 @@ class Predictor:
         """What really computes, as the runtime names it."""
         return self._engine.provider
 
-    def predict(self, image: Pixels, mode: Mode = "fast") -> Segmentation:
+    def predict(
+        self,
+        image: Pixels,
+        mode: Mode = "fast",
+        *,
+        budget: Budget | None = None,
+        abstain: float | None = None,
+        stability: bool = False,
+    ) -> Segmentation:
         """Segment one image.
 
         Parameters
@@ -200,7 +172,13 @@ class Predictor:
             uint8, so deeper pixels are welcome where that rule is not "identity".
         mode
             "fast": the student alone. "refine": the bundle's teacher, prompted by the student; see
-            docs/refine.md.
+            docs/refine.md. "auto": the teacher where the bundle's rule expects it to help.
+        budget
+            In mode "auto" the teacher is asked about no more images than it allows.
+        abstain
+            An image with a lower score is flagged "reject", whatever the bundle's own threshold.
+        stability
+            Where the teacher is asked, ask once more with prompts moved a little.
 
         Returns
         -------
@@ -216,10 +194,19 @@ class Predictor:
         BundleError
             When the network fails or answers with NaN or infinity.
         """
-        return self.predict_batch([image], mode, batch_size=1)[0]
+        return self.predict_batch(
+            [image], mode, batch_size=1, budget=budget, abstain=abstain, stability=stability
+        )[0]
 
     def predict_batch(
-        self, images: Sequence[Pixels], mode: Mode = "fast", *, batch_size: int = 8
+        self,
+        images: Sequence[Pixels],
+        mode: Mode = "fast",
+        *,
+        batch_size: int = 8,
+        budget: Budget | None = None,
+        abstain: float | None = None,
+        stability: bool = False,
     ) -> list[Segmentation]:
         """Segment several images; those of one padded size go through the network together.
 
@@ -228,7 +215,10 @@ class Predictor:
         images
             As in `predict`; sizes may differ.
         batch_size
-            At most this many images in one call of the network.
+            At most this many images in one call of the network; the teacher is asked about those of them that
+            it is to be asked about together.
+        budget, abstain, stability
+            As in `predict`.
 
         Returns
         -------
@@ -236,6 +226,8 @@ class Predictor:
             One Segmentation an image, in their order.
         """
         self.require_mode(mode)
+        judge = Judge(self.manifest, abstain)
+        least = self.least_gain(budget) if mode == "auto" else 0.0
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
         manifest = self.manifest
@@ -249,35 +241,91 @@ class Predictor:
         for members in alike.values():
             for start in range(0, len(members), batch_size):
                 chunk = members[start : start + batch_size]
-                logits = self._logits(np.stack([frames[i].pixels(prepared[i]) for i in chunk]))
-                for i, one in zip(chunk, logits, strict=True):
-                    maps = frames[i].probability_maps(one)
-                    masks = masks_of(
-                        maps,
-                        thresholds=manifest.thresholds,
-                        multi_label=manifest.multi_label,
-                        cleaning=manifest.cleaning,
-                    )
-                    done[i] = Segmentation(masks, maps, self.class_names, manifest.multi_label, mode)
-                if mode == "refine":
-                    done.update(self._refine({i: prepared[i] for i in chunk}, done))
+                pixels = [frames[i].pixels(prepared[i]) for i in chunk]
+                seen: dict[int, Look] = {}
+                for i, own, logits in zip(chunk, pixels, self._logits(np.stack(pixels)), strict=True):
+                    done[i] = self._student_answer(frames[i], logits, mode)
+                    if manifest.calibration is not None:
+                        temperatures = manifest.calibration.temperatures
+                        seen[i] = look(frames[i], own, logits, done[i].masks, temperatures)
+                if mode == "auto":
+                    routes = {i: judge.route(seen[i], done[i].masks, least=least) for i in chunk}
+                    done.update((i, replace(done[i], route=route)) for i, route in routes.items())
+                asked = [i for i in chunk if mode == "refine" or ((r := done[i].route) and r.refine)]
+                done.update(self._refine({i: prepared[i] for i in asked}, done, stability=stability))
+                for i in chunk:
+                    judged = judge.quality(seen.get(i), done[i].masks, done[i].refined)
+                    done[i] = replace(done[i], quality=judged)
         return [done[i] for i in range(len(images))]
 
+    def _student_answer(self, frame: ModelFrame, logits: npt.NDArray[np.float32], mode: Mode) -> Segmentation:
+        """What the student says of an image; (C, height, width) logits, padded."""
+        manifest = self.manifest
+        maps = frame.probability_maps(logits)
+        masks = masks_of(
+            maps, thresholds=manifest.thresholds, multi_label=manifest.multi_label, cleaning=manifest.cleaning
+        )
+        known = manifest.calibration
+        temperatures = None if known is None else known.temperatures
+        return Segmentation(
+            masks, maps, self.class_names, manifest.multi_label, mode, temperatures=temperatures
+        )
+
     def _refine(
-        self, images: Mapping[int, Image], done: Mapping[int, Segmentation]
+        self, images: Mapping[int, Image], done: Mapping[int, Segmentation], *, stability: bool
     ) -> dict[int, Segmentation]:
         """The student's answers to some images, after the teacher was asked about all of them together."""
+        if not images:
+            return {}
+        # Mode "refine" takes what the teacher says; "auto" may know better.
+        routing = self.manifest.routing
+        automatic = all(done[i].mode == "auto" for i in images)
         found = refine_images(
             self.teacher(),
             self.manifest,
             list(images.values()),
             [done[i].probability_maps for i in images],
             [done[i].masks for i in images],
+            least_predicted_iou=routing.least_predicted_iou if automatic and routing is not None else 0.0,
+            stability=stability,
         )
         return {
             i: replace(done[i], masks=masks, refined=refined)
             for i, (masks, refined) in zip(images, found, strict=True)
         }
+
+    def least_gain(self, budget: Budget | None) -> float:
+        """The expected gain from which on mode "auto" asks the teacher; a budget in seconds is timed once.
+
+        Raises
+        ------
+        UsageError
+            When the bundle has no routing rule.
+        """
+        self.require_mode("auto")
+        rule = self.manifest.routing
+        assert rule is not None
+        with self._timing:
+            if budget not in self._least:
+                share = None if budget is None or not rule.refine else self._share(budget)
+                self._least[budget] = least_gain(rule, share)
+            return self._least[budget]
+
+    def _share(self, budget: Budget) -> float:
+        """The share of images a budget allows, timed on a grey picture where it is in seconds."""
+        height, width = TIMED_SIZE
+        grey = np.full((height, width, 3), 128, np.uint8)
+        box = Prompts(box=np.array([width / 4, height / 4, width * 3 / 4, height * 3 / 4], np.float32))
+        frame = ModelFrame.of(TIMED_SIZE, self.manifest.input.size, self.manifest.input.multiple)
+
+        def student() -> object:
+            return self._student_answer(frame, self._logits(frame.pixels(grey)[None])[0], "fast")
+
+        def teacher() -> object:
+            opened = self.teacher()
+            return opened.segment(opened.embed([grey]), [[box]])
+
+        return share_of(budget, student, teacher)
 
     def teacher(self) -> BundledTeacher:
         """The bundle's teacher; opened when it is first asked for, then kept.
@@ -325,9 +373,13 @@ class Predictor:
                 f"mode must be fast, not {mode}: this bundle has no teacher to refine with. "
                 "Export the run again with --teacher."
             )
-        if chosen == "auto":
-            raise UsageError("mode must be fast or refine, not auto: this bundle has no routing rule.")
-        if chosen == "refine":
+        routing = self.manifest.routing
+        if chosen == "auto" and routing is None:
+            raise UsageError(
+                "mode must be fast or refine, not auto: this bundle has no routing rule; it was exported "
+                "without labelled validation images."
+            )
+        if chosen == "refine" or (chosen == "auto" and routing is not None and routing.refine):
             self.teacher()
 
     def _logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -342,58 +394,6 @@ class Predictor:
                 f"{logits.size} values. The network is broken or overflows; no mask is given."
             )
         return logits
-
-
-def parse_mode(text: str) -> Mode:
-    """Read a mode's name.
-
-    Raises
-    ------
-    UsageError
-        When there is none of this name.
-    """
-    for mode in get_args(Mode):
-        if mode == text:
-            return cast(Mode, mode)
-    raise UsageError(f"mode must be one of {', '.join(get_args(Mode))}, not {text!r}.")
-
-
-def masks_of(
-    probability_maps: ProbabilityMaps,
-    *,
-    thresholds: Sequence[float],
-    multi_label: bool,
-    cleaning: CleaningRule | None = None,
-) -> Masks:
-    """Turn probability maps into masks: threshold, cleaning, one class a pixel.
-
-    Parameters
-    ----------
-    probability_maps
-        (C, H, W) float32 in [0, 1].
-    thresholds
-        C numbers; the comparison is strict.
-    multi_label
-        Whether classes may overlap. Where not, a pixel that several claim goes to the most probable of them,
-        among equals to the first.
-    cleaning
-        Which components stay; None keeps all.
-
-    Returns
-    -------
-    Masks
-        (C, H, W) bool.
-    """
-    if cleaning is None:
-        masks: Masks = probability_maps > np.array(thresholds, np.float32)[:, None, None]
-    else:
-        masks = clean(
-            probability_maps,
-            threshold=tuple(thresholds),
-            keep=cleaning.keep,
-            min_area_px=cleaning.min_area_px,
-        )
-    return without_overlap(masks, probability_maps) if len(masks) > 1 and not multi_label else masks
 
 
 def _check_student(manifest: Manifest, engine: Engine) -> None:

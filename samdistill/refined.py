@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from samdistill.arrays import Image, Masks, ProbabilityMaps
-from samdistill.bundled_teacher import BundledTeacher
+from samdistill.bundled_teacher import BundledEmbedding, BundledTeacher
 from samdistill.components import clean, without_overlap
 from samdistill.manifest import CleaningRule, Manifest
+from samdistill.metrics import dice
 from samdistill.prompts import Extraction, Prompts, extract_with_masks
-from samdistill.refine import RefineConfig, Refinement, answer_all, boxes_alone
+from samdistill.refine import RefineConfig, Refinement, answer_all, boxes_alone, select
 
-Kept = Literal["empty", "unprompted", "unanswered"]
+Kept = Literal["empty", "unprompted", "unanswered", "doubtful"]
+JITTER = 0.05  # of a box's sides, or of what a set without one covers
+DIRECTIONS = ((1, 1), (-1, -1), (1, -1), (-1, 1))  # xy, in which every prompt of a set is moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +37,8 @@ class Refined:
     kept
         For each class None where the mask is the teacher's, else why it is the student's: "empty", the
         student found nothing to ask about; "unprompted", its pixels all belong to other classes too, so that
-        they have no centre to prompt with; "unanswered", the teacher answered with nothing.
+        they have no centre to prompt with; "unanswered", the teacher answered with nothing; "doubtful", it is
+        less sure of its answer than was asked for.
     prompts
         For each class its prompt sets, image frame; as the bundle makes them, before its passes choose.
     predicted_iou
@@ -42,12 +46,19 @@ class Refined:
     agreement
         (C,) float32 in [0, 1], Dice of what the teacher answered and the student's mask that it was asked
         about; NaN where it was not asked.
+    embedding
+        (E,) float64, the image's embedding averaged over the image; None where it was not embedded.
+    stability
+        (C,) float32 in [0, 1], mean Dice of what the teacher answers to the first pass's prompts and to the
+        same prompts moved a little; NaN where it was not asked; None where that was not wanted.
     """
 
     kept: tuple[Kept | None, ...]
     prompts: tuple[tuple[Prompts, ...], ...]
     predicted_iou: npt.NDArray[np.float32]
     agreement: npt.NDArray[np.float32]
+    embedding: npt.NDArray[np.float64] | None = None
+    stability: npt.NDArray[np.float32] | None = None
 
     @property
     def any(self) -> bool:
@@ -61,6 +72,9 @@ def refine_images(
     images: Sequence[Image],
     probability_maps: Sequence[ProbabilityMaps],
     student_masks: Sequence[Masks],
+    *,
+    least_predicted_iou: float = 0.0,
+    stability: bool = False,
 ) -> list[tuple[Masks, Refined]]:
     """Ask the teacher about some images, all classes and components of all of them in one call a pass.
 
@@ -74,6 +88,10 @@ def refine_images(
         (C, H, W) float32 in [0, 1] each, the student's, uncalibrated, image frame.
     student_masks
         (C, H, W) bool each, the final masks of mode "fast": what a class keeps.
+    least_predicted_iou
+        A class about whose mask the teacher is less sure keeps the student's.
+    stability
+        Ask once more, with every prompt moved four ways, in one call for all images.
 
     Returns
     -------
@@ -84,16 +102,83 @@ def refine_images(
     extractions = [extract_with_masks(maps, config.prompts) for maps in probability_maps]
     asked = [number for number, one in enumerate(extractions) if any(one.prompts)]
     answers: dict[int, Refinement] = {}
+    pooled: dict[int, npt.NDArray[np.float64]] = {}
+    steady: dict[int, npt.NDArray[np.float32]] = {}
     if asked:
         embeddings = teacher.embed([images[number] for number in asked])
-        found = answer_all(teacher, embeddings, [extractions[number] for number in asked], config)
-        answers = dict(zip(asked, found, strict=True))
-    return [
-        _final(answers.get(number), extraction, maps, mine, manifest)
-        for number, (extraction, maps, mine) in enumerate(
-            zip(extractions, probability_maps, student_masks, strict=True)
+        some = [extractions[number] for number in asked]
+        answers = dict(zip(asked, answer_all(teacher, embeddings, some, config), strict=True))
+        pooled = dict(zip(asked, map(average, embeddings), strict=True))
+        if stability:
+            steady = dict(zip(asked, _stability(teacher, embeddings, some, config), strict=True))
+    results = []
+    for number, (extraction, maps, mine) in enumerate(
+        zip(extractions, probability_maps, student_masks, strict=True)
+    ):
+        masks, refined = _final(
+            answers.get(number), extraction, maps, mine, manifest, least_predicted_iou=least_predicted_iou
         )
-    ]
+        unsteady = np.full(len(maps), np.nan, np.float32) if stability else None
+        steadiness = steady.get(number, unsteady)
+        results.append((masks, replace(refined, embedding=pooled.get(number), stability=steadiness)))
+    return results
+
+
+def average(embedding: BundledEmbedding) -> npt.NDArray[np.float64]:
+    """(E,) mean of an embedding over the part that is no padding."""
+    frame, (rows, columns) = embedding.frame, embedding.features.shape[1:]
+    height, width = frame.input_size
+    inner = embedding.features[:, : -(-height * rows // frame.side), : -(-width * columns // frame.side)]
+    mean: npt.NDArray[np.float64] = inner.mean(axis=(1, 2), dtype=np.float64)
+    return mean
+
+
+def _stability(
+    teacher: BundledTeacher,
+    embeddings: Sequence[BundledEmbedding],
+    extractions: Sequence[Extraction],
+    config: RefineConfig,
+) -> list[npt.NDArray[np.float32]]:
+    """(C,) of each image: the first pass's prompts and moved ones, all in one decoder call."""
+    sets: list[list[Prompts]] = []
+    for extraction in extractions:
+        size = extraction.masks.shape[1:]
+        own = [select(one, config.first_pass) for each in extraction.prompts for one in each]
+        moved = [_moved(one, way, size) for way in DIRECTIONS for one in own]
+        sets.append([*own, *moved])
+    masks = iter(teacher.segment(embeddings, sets).masks)
+    found = []
+    for extraction in extractions:
+        rounds = []
+        for _ in range(1 + len(DIRECTIONS)):
+            rounds.append([[next(masks) for _ in each] for each in extraction.prompts])
+        values = np.full(len(extraction.prompts), np.nan, np.float32)
+        for number, each in enumerate(extraction.prompts):
+            if each:
+                base, *others = (np.logical_or.reduce(one[number]) for one in rounds)
+                values[number] = np.mean([dice(base, other) for other in others])
+        found.append(values)
+    return found
+
+
+def _moved(prompts: Prompts, way: tuple[int, int], size: tuple[int, ...]) -> Prompts:
+    """A set moved by 5 % of its box, else of what its points span but at least a pixel, within the image."""
+    height, width = size
+    edges = np.array([width, height], np.float32)
+    if prompts.box is not None:
+        span = prompts.box[2:] - prompts.box[:2]
+    elif prompts.points is not None:
+        span = np.maximum(np.ptp(prompts.points, axis=0), 1 / JITTER)
+    else:
+        return prompts
+    step = np.array(way, np.float32) * np.float32(JITTER) * span
+    points, box = prompts.points, prompts.box
+    if points is not None:
+        points = np.clip(points + step, 0, edges - 1)
+    if box is not None:
+        first = np.clip(box[:2] + step, 0, edges - 1)
+        box = np.concatenate([first, np.clip(box[2:] + step, first + 1, edges)])
+    return replace(prompts, points=points, box=box)
 
 
 def told(refined: Sequence[Refined], class_names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -135,6 +220,8 @@ def _final(
     maps: ProbabilityMaps,
     student_masks: Masks,
     manifest: Manifest,
+    *,
+    least_predicted_iou: float,
 ) -> tuple[Masks, Refined]:
     """The masks of one image; None is an image about which there was nothing to ask."""
     prompts = tuple(tuple(sets) for sets in extraction.prompts)
@@ -148,10 +235,14 @@ def _final(
     answered = answer.masks if manifest.cleaning is None else _cleaned(answer.masks, maps, manifest.cleaning)
     masks = student_masks.copy()
     for number, mask in enumerate(answered):
-        if kept[number] is None and mask.any():
-            masks[number] = mask
-        elif kept[number] is None:
+        if kept[number] is not None:
+            continue
+        if not mask.any():
             kept[number] = "unanswered"
+        elif answer.predicted_iou[number] < least_predicted_iou:
+            kept[number] = "doubtful"
+        else:
+            masks[number] = mask
     if len(masks) > 1 and not manifest.multi_label:
         masks = without_overlap(masks, maps)
     return masks, Refined(tuple(kept), prompts, answer.predicted_iou, answer.agreement)

@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"teacher"},
     {"matching", "kernels", "torchvision_cure"},
     {"report", "evaluation", "inference", "verify", "bench", "doctor"},
-    {"predictor", "bundled_teacher", "refined"},
+    {"predictor", "bundled_teacher", "judging", "refined", "segmentation"},
     {"proof"},
     {"engines"},
     {"plans"},
