@@ -13,9 +13,11 @@ Every file is replaced whole or not at all. Knows no strategy.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -140,30 +142,25 @@ class Run:
         InputRejected
             When the file is missing or damaged.
         """
-        file = self._checkpoint(name)
-        try:
-            with safe_open(file, "pt") as opened:
-                metadata = opened.metadata() or {}
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-            return tensors, json.loads(metadata["state"])
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise InputRejected(f"{file} is damaged: {error}.") from error
+        with self._opened(name) as (file, state):
+            return {key: file.get_tensor(key) for key in file.keys()}, state  # noqa: SIM118
 
     def load_state(self, name: str) -> dict[str, Any]:
         """Read the state of `<name>.safetensors` alone; as `load_tensors`, without the tensors."""
-        file = self._checkpoint(name)
-        try:
-            with safe_open(file, "pt") as opened:
-                state: dict[str, Any] = json.loads((opened.metadata() or {})["state"])
+        with self._opened(name) as (_, state):
             return state
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise InputRejected(f"{file} is damaged: {error}.") from error
 
-    def _checkpoint(self, name: str) -> Path:
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """`<name>.safetensors`, open, and its state."""
         file = self.path / f"{name}.safetensors"
         if not file.is_file():
             raise InputRejected(f"{self.path} has no {file.name}: the run has not finished its first epoch.")
-        return file
+        try:
+            with safe_open(file, "pt") as opened:
+                yield opened, json.loads((opened.metadata() or {})["state"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise InputRejected(f"{file} is damaged: {error}.") from error
 
     def best_of_phase(self, number: int) -> dict[str, torch.Tensor]:
         """The best student's weights of a phase that is over; kept from the first call on.
