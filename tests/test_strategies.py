@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PillowImage
 from watching import Interrupted, Watcher
 
 from samdistill.errors import InputRejected, UsageError
 from samdistill.io.dataset import open_dataset
 from samdistill.phantoms import folder as phantoms
 from samdistill.prompts import Prompts
-from samdistill.refine import BURDEN, Refinement
+from samdistill.refine import BURDEN, Refinement, refine
 from samdistill.teacher import load_teacher
 from samdistill.train.config import STRATEGIES, AugmentConfig, PseudoConfig, TrainConfig, load_config
 from samdistill.train.data import Batches, FrameStore
@@ -365,3 +366,61 @@ def test_a_view_is_drawn_as_its_batch_says(data: Path) -> None:
         assert any(
             not np.array_equal(a.matrix, b.matrix) for (_, a), (_, b) in zip(drawn, other, strict=True)
         )
+
+
+@pytest.fixture(scope="module")
+def seventeen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of 17 classes that overlap; each image shows some of them, the last one a single one."""
+    folder = tmp_path_factory.mktemp("seventeen")
+    names = [f"bone{number:02d}" for number in range(17)]
+    rows, columns = np.mgrid[:64, :64]
+    for index in range(14):
+        generator = np.random.default_rng(index)
+        shown = [4] if index == 13 else [number for number in range(17) if (number + index) % 3]
+        image = np.full((64, 64, 3), 40, np.uint8)
+        for number, name in enumerate(names):
+            y, x = (
+                8 + 12 * (number // 4) + generator.integers(3),
+                8 + 14 * (number % 4) + generator.integers(3),
+            )
+            mask = (rows - y) ** 2 + (columns - x) ** 2 < 81
+            mask &= number in shown
+            image[mask] = 120 + 8 * number
+            (folder / "masks" / name).mkdir(parents=True, exist_ok=True)
+            PillowImage.fromarray(mask).save(folder / "masks" / name / f"{index:02d}.png")
+        (folder / "images").mkdir(exist_ok=True)
+        PillowImage.fromarray(image).save(folder / "images" / f"{index:02d}.png")
+    (folder / "dataset.toml").write_text(f"classes = {names}\n")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["mine", "burden"])
+def test_seventeen_classes_that_overlap(seventeen: Path, cache: Path, tmp_path: Path, name: str) -> None:
+    watcher = Watcher()
+    trained = run(seventeen, tmp_path / "run", cache, watcher, audit=True, **VARIANTS[name])
+    assert len(trained.class_names) == 17
+    told = [one["pseudo_dice"] for one in watcher.records if "pseudo_dice" in one]
+    assert told
+    if name == "burden":
+        labels = list(PseudoStore(trained.path / "pseudo" / "1"))
+        assert labels
+        for one in labels:
+            assert one.refinement.masks.shape == (17, 64, 64)
+            assert len(one.refinement.prompts) == len(one.refinement.predicted_iou) == 17
+
+
+def test_one_present_class_of_seventeen_is_the_only_one_asked_about() -> None:
+    maps = np.full((17, 64, 64), 0.01, np.float32)
+    maps[4, 10:30, 20:44] = 0.9
+    teacher = load_teacher("tiny")
+    image = np.full((64, 64, 3), 40, np.uint8)
+    image[10:30, 20:44] = 200
+    (embedding,) = teacher.embed([image])
+    (one,) = refine(teacher, [embedding], [maps], BURDEN)
+    assert [len(sets) for sets in one.prompts] == [int(number == 4) for number in range(17)]
+    assert not np.delete(one.masks, 4, axis=0).any()
+    assert np.isnan(np.delete(one.predicted_iou, 4)).all()
+    targets = targets_of(one, PseudoConfig())
+    assert targets is not None
+    np.testing.assert_array_equal(targets, one.masks)
+    assert one.masks[4].any()
