@@ -20,6 +20,7 @@ from torch import nn
 from samdistill import refine
 from samdistill._version import __version__
 from samdistill.errors import InputRejected, UsageError
+from samdistill.export.fit_quality import fit
 from samdistill.export.model_card import model_card
 from samdistill.export.parity import ParityReport
 from samdistill.export.parity_page import parity_page
@@ -45,6 +46,7 @@ from samdistill.manifest import (
     Models,
     Normalisation,
 )
+from samdistill.predictor import Predictor
 from samdistill.refine import RefineConfig
 from samdistill.report.overlay import class_colour
 from samdistill.teacher import Teacher, load_teacher
@@ -137,6 +139,7 @@ def export_run(
         licence=licence,
         engines=engines,
         calibration=parts["train_labelled"] + parts["train_unlabelled"],
+        training=parts["train_labelled"],
         progress=progress,
     )
 
@@ -153,6 +156,7 @@ def publish(
     licence: str = "not stated",
     engines: Engines = FP32,
     calibration: Sequence[Case] = (),
+    training: Sequence[Case] = (),
     progress: Progress | None = None,
 ) -> Published:
     """Export a student, and a teacher beside it; prove the export and put the bundle in its place.
@@ -162,7 +166,8 @@ def publish(
     source
         The student.
     cases
-        Validation images for the parity gate; at least one. Nothing of them enters the bundle.
+        Validation images for the parity gate; at least one. Nothing of them enters the bundle. Where they are
+        labelled, temperatures, the judgement of quality and the rule of mode "auto" are fitted on them.
     out
         The bundle's folder.
     teacher
@@ -179,6 +184,8 @@ def publish(
         Which are wanted besides ONNX Runtime in fp32.
     calibration
         Images that int8's ranges are taken from; not those of the gate.
+    training
+        Labelled images that the student was trained on, to tell what is unlike them.
 
     Raises
     ------
@@ -236,16 +243,14 @@ def publish(
         teacher=record,
         prompts=None if record is None else prompts,
     )
-    files[MODEL_CARD] = model_card(manifest).encode()
-    manifest = replace(manifest, files=tuple(_record(path, files[path]) for path in sorted(files)))
-    files[MANIFEST] = manifest.to_json()
-    progress.on_message("verifying the bundle")
     staging = out if not out.exists() else out.with_name(f".{out.name}.{secrets.token_hex(4)}.new")
     try:
         with atomic_folder(staging) as folder:
-            for path, content in files.items():
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                (folder / path).write_bytes(content)
+            manifest = _write(folder, files, manifest)
+            opened = Predictor.load(folder, runtime="onnxruntime", precision="fp32")
+            fitted = fit(opened, cases, training, progress)
+            manifest = _write(folder, files, replace(manifest, **vars(fitted)))
+            progress.on_message("verifying the bundle")
             verification = verify(folder)
         if staging != out:
             _replace(staging, out)
@@ -254,6 +259,18 @@ def publish(
             shutil.rmtree(staging, ignore_errors=True)
     size = sum(len(content) for content in files.values())
     return Published(out, verification.bundle_sha256, size, reports, verification)
+
+
+def _write(folder: Path, files: dict[str, bytes], manifest: Manifest) -> Manifest:
+    """Write every file, the card and the manifest that lists them among them; the manifest as written."""
+    files[MODEL_CARD] = model_card(manifest).encode()
+    listed = sorted(path for path in files if path != MANIFEST)
+    manifest = replace(manifest, files=tuple(_record(path, files[path]) for path in listed))
+    files[MANIFEST] = manifest.to_json()
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    return manifest
 
 
 def check_target(out: Path, *, force: bool) -> None:

@@ -262,7 +262,7 @@ def predictions(predictor: Predicts, cases: Sequence[Case], mode: Mode = "fast")
             raise InputRejected(f"{some[0].image_path} and the next {len(some) - 1}: {error}") from error
         for case, raw, segmentation in zip(some, pixels, found, strict=True):
             truth, ignored = case.read_labels()
-            truth = truth[_channel_order(case, predictor.class_names)]
+            truth = truth[channel_order(case, predictor.class_names)]
             masks = segmentation.masks
             if masks.shape != truth.shape:
                 raise ValueError(
@@ -363,7 +363,7 @@ def unseen(cases: Sequence[Case], trained_on: Collection[str]) -> tuple[Case, ..
     return tuple(case for case in cases if case.labelled and case.group not in seen)
 
 
-def _channel_order(case: Case, class_names: tuple[str, ...]) -> list[int]:
+def channel_order(case: Case, class_names: tuple[str, ...]) -> list[int]:
     """Where each of the predictor's classes lies in the case's masks."""
     names = case.code.class_names
     if set(names) != set(class_names):

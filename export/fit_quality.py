@@ -1,0 +1,203 @@
+"""Fits what a bundle knows of its own errors, on the run's validation images, by the very bundle.
+
+Temperatures, the score and its thresholds, and what training images are like. Every figure that is told of a
+rule comes from images it was not fitted on. What cannot be fitted is left out or says so; nothing is made up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from samdistill import quality
+from samdistill.components import label
+from samdistill.errors import InputRejected
+from samdistill.evaluation import channel_order
+from samdistill.export.fit_calibration import Pixels, fit_calibration
+from samdistill.export.fit_routing import fit_routing
+from samdistill.export.fit_rules import Numbers, bounds, fit_best, out_of_fold, value_of
+from samdistill.export.fit_seen import Seen, see
+from samdistill.export.pieces import Progress
+from samdistill.geometry import ModelFrame
+from samdistill.io.dataset import Case
+from samdistill.judging import Look, look
+from samdistill.manifest_quality import (
+    Calibration,
+    ClassRange,
+    QualityRule,
+    Reference,
+    RoutingRule,
+    ScoreRule,
+)
+from samdistill.predictor import Predictor
+from samdistill.quality import STUDENT_NUMBERS, UNLIKE_NUMBERS
+from samdistill.refined import Refined, average
+
+LEAST_DICE = 0.7  # a case below it is a bad one
+LEVEL = 0.2  # share of cases that may lie beyond a bound of the score
+MARGIN = 1.25  # an input may be so much farther from the training images than the farthest validation image
+FLOORS = {"area_off": 0.5, "components_off": 1.0}  # the limits of shapes are never below these
+MOST_EMBEDDED = 32  # training images; a large encoder takes seconds for each
+OF_STUDENT = (
+    ("confidence",),
+    ("confidence", "sharpness"),
+    ("confidence", "sharpness", "expected_dice"),
+    STUDENT_NUMBERS,
+)
+OF_REFINED = (
+    ("predicted_iou",),
+    ("predicted_iou", "agreement"),
+    ("predicted_iou", "agreement", "confidence"),
+    ("predicted_iou", "agreement", *STUDENT_NUMBERS),
+)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What goes into the manifest; None where there was nothing to fit it on."""
+
+    calibration: Calibration | None = None
+    quality: QualityRule | None = None
+    routing: RoutingRule | None = None
+
+
+def fit(predictor: Predictor, cases: Sequence[Case], training: Sequence[Case], progress: Progress) -> Fitted:
+    """Fit everything on labelled validation cases.
+
+    Parameters
+    ----------
+    predictor
+        The bundle, as far as it is.
+    cases
+        Validation cases; those without labels do not count.
+    training
+        Labelled training cases, for what images and labels are like.
+
+    Raises
+    ------
+    InputRejected
+        When a file cannot be read, or there are labelled validation cases and no labelled training ones.
+    """
+    labelled = [case for case in cases if case.labelled]
+    known = [case for case in training if case.labelled]
+    if not labelled:
+        progress.on_message("no labelled validation image: no calibration, no quality, no mode auto")
+        return Fitted()
+    if not known:
+        raise InputRejected("the run must have labelled training images to tell what is unlike them.")
+    progress.on_message(f"fitting calibration, quality and routing on {len(labelled)} validation images")
+    pixels, seen = Pixels(), []
+    for done, case in enumerate(labelled):
+        progress.on_case(done, len(labelled))
+        seen.append(see(predictor, case, pixels))
+    progress.on_case(len(labelled), len(labelled))
+    calibration, notes = fit_calibration(pixels, predictor.class_names)
+    for note in notes:
+        progress.on_message(note)
+    looks = [look(one.frame, one.pixels, one.logits, one.masks, calibration.temperatures) for one in seen]
+    reference = _reference(predictor, known)
+    rule = QualityRule(
+        LEAST_DICE,
+        _score([one.numbers for one in looks], [float(one.dice.mean()) for one in seen], seen, OF_STUDENT),
+        reference,
+        _limits(reference, looks, seen),
+        _refined_score(looks, seen),
+    )
+    routing = None if predictor.manifest.teacher is None else fit_routing(looks, seen)
+    return Fitted(calibration, rule, routing)
+
+
+def _reference(predictor: Predictor, training: Sequence[Case]) -> Reference:
+    """What the training images and labels are like."""
+    contract, shapes, histograms, embeddings = predictor.manifest.input, [], [], []
+    every = max(1, -(-len(training) // MOST_EMBEDDED))
+    for number, case in enumerate(training):
+        image = predictor.manifest.intensity.apply(case.read_image())
+        frame = ModelFrame.of((image.shape[0], image.shape[1]), contract.size, contract.multiple)
+        height, width = frame.size
+        histograms.append(quality.intensity_histogram(frame.pixels(image)[:, :height, :width]))
+        masks = case.read_labels()[0][channel_order(case, predictor.class_names)]
+        shapes.append([(float(mask.mean()), len(label(mask))) for mask in masks])
+        if predictor.manifest.teacher is not None and number % every == 0:
+            embeddings.append(average(predictor.teacher().embed([image])[0]))
+    ranges = []
+    for channel in range(len(predictor.class_names)):
+        areas, counts = zip(*(one[channel] for one in shapes), strict=True)
+        ranges.append(ClassRange((min(areas), max(areas)), (min(counts), max(counts))))
+    reference = Reference(len(training), tuple(ranges), tuple(map(float, np.mean(histograms, axis=0))))
+    if not embeddings:
+        return reference
+    mean, spread = np.mean(embeddings, axis=0), np.std(embeddings, axis=0)
+    # A channel that hardly varies over a few images must not outweigh all others.
+    scale = np.maximum(spread, max(float(np.median(spread)), 1e-6))
+    return replace(
+        reference,
+        embedding_mean=tuple(map(float, mean)),
+        embedding_scale=tuple(map(float, scale)),
+    )
+
+
+def _limits(reference: Reference, looks: Sequence[Look], seen: Sequence[Seen]) -> dict[str, float]:
+    """What the validation images and their true masks reach, and a little more."""
+    shapes = [quality.shape_numbers(one.truth, reference) for one in seen]
+    limits = {name: max(floor, *(one[name] for one in shapes)) for name, floor in FLOORS.items()}
+    distances = [quality.intensity_distance(one.intensity, reference.intensity) for one in looks]
+    limits["intensity_distance"] = MARGIN * max(distances)
+    mean, scale = reference.embedding_mean, reference.embedding_scale
+    if mean is not None and scale is not None:
+        embedded = [
+            quality.embedding_distance(one.refined.embedding, mean, scale)
+            for one in seen
+            if one.refined is not None and one.refined.embedding is not None
+        ]
+        if embedded:
+            limits["embedding_distance"] = MARGIN * max(embedded)
+    assert set(limits) <= set(UNLIKE_NUMBERS)
+    return limits
+
+
+def _score(
+    rows: Sequence[Numbers], dice: Sequence[float], seen: Sequence[Seen], candidates: Sequence[Sequence[str]]
+) -> ScoreRule:
+    """The score, and from its errors on images it was not fitted on the thresholds of the flags."""
+    target = np.array(dice)
+    groups = [one.group for one in seen]
+
+    def fit_on(indices: Sequence[int]) -> Callable[[int], float]:
+        own = [groups[i] for i in indices]
+        rule = fit_best([rows[i] for i in indices], target[list(indices)], own, candidates)
+        return lambda i: min(max(value_of(rule, rows[i]), 0.0), 1.0)
+
+    errors = target - out_of_fold(groups, fit_on)
+    rule = fit_best(rows, target, groups, candidates)
+    if not np.isfinite(errors).all():  # a single group
+        return ScoreRule(rule, len(rows), float(target.std()))
+    rmse = float(np.sqrt(np.mean(errors**2)))
+    known = bounds(errors, LEVEL)
+    if known is None:
+        return ScoreRule(rule, len(rows), rmse)
+    return ScoreRule(rule, len(rows), rmse, accept=LEAST_DICE - known[0], reject=LEAST_DICE - known[1])
+
+
+def _refined_score(looks: Sequence[Look], seen: Sequence[Seen]) -> ScoreRule | None:
+    """The score of images of which a mask is the teacher's; None where there is none."""
+    rows, dice, own = [], [], []
+    for view, one in zip(looks, seen, strict=True):
+        if one.refined is None or one.refined_masks is None or one.refined_dice is None:
+            continue
+        if one.refined.any:
+            size = (view.maps.shape[1], view.maps.shape[2])
+            numbers = quality.student_numbers(view.maps, quality.sampled(one.refined_masks, size))
+            rows.append({**numbers, **_teacher_numbers(one.refined)})
+            dice.append(float(one.refined_dice.mean()))
+            own.append(one)
+    return _score(rows, dice, own, OF_REFINED) if rows else None
+
+
+def _teacher_numbers(refined: Refined) -> Numbers:
+    return {
+        "agreement": float(np.nanmean(refined.agreement)),
+        "predicted_iou": float(np.nanmean(refined.predicted_iou)),
+    }

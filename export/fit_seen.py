@@ -1,0 +1,75 @@
+"""A labelled image with everything that rules are fitted to: the bundle's answers and how right they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from samdistill.arrays import Masks
+from samdistill.evaluation import channel_order
+from samdistill.export.fit_calibration import Pixels
+from samdistill.export.fit_rules import Vector
+from samdistill.geometry import ModelFrame
+from samdistill.io.dataset import Case
+from samdistill.metrics import dice_per_class
+from samdistill.predictor import Predictor
+from samdistill.refined import Refined
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A labelled validation image with the bundle's answers.
+
+    Attributes
+    ----------
+    group
+        Of the case.
+    frame, pixels, logits
+        The student's input and output, see `judging.look`.
+    masks, refined_masks
+        (C, H, W) bool, the student's, and those of mode "refine" where the bundle has a teacher.
+    refined
+        What the teacher was asked.
+    dice, refined_dice
+        (C,) of both.
+    truth
+        (C, H, W) bool.
+    """
+
+    group: str
+    frame: ModelFrame
+    pixels: npt.NDArray[np.uint8]
+    logits: npt.NDArray[np.float32]
+    masks: Masks
+    dice: Vector
+    truth: Masks
+    refined_masks: Masks | None = None
+    refined: Refined | None = None
+    refined_dice: Vector | None = None
+
+
+def see(predictor: Predictor, case: Case, pixels: Pixels) -> Seen:
+    """Predict a case, and give its pixels to the calibration."""
+    raw = case.read_image()
+    image = predictor.manifest.intensity.apply(raw)
+    truth, ignored = case.read_labels()
+    truth = truth[channel_order(case, predictor.class_names)]
+    contract = predictor.manifest.input
+    frame = ModelFrame.of((image.shape[0], image.shape[1]), contract.size, contract.multiple)
+    own = frame.pixels(image)
+    logits = predictor.student_logits(own[None])[0]
+    answer = predictor.predict(raw)
+    pixels.add(answer.probability_maps, truth, ignored)
+    dice = dice_per_class(answer.masks, truth, ignore=ignored)
+    seen = Seen(case.group, frame, own, logits, answer.masks, dice, truth)
+    if predictor.manifest.teacher is None:
+        return seen
+    asked = predictor.predict(raw, "refine")
+    return replace(
+        seen,
+        refined_masks=asked.masks,
+        refined=asked.refined,
+        refined_dice=dice_per_class(asked.masks, truth, ignore=ignored),
+    )
