@@ -11,6 +11,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   register_assignment(module);
   register_components(module);
   register_cover(module);
+  register_images(module);
   register_masks(module);
   register_prompts(module);
 }

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
+from samdistill import _core
 from samdistill.arrays import Image, Labels, Mask, Masks, ProbabilityMaps, describe
 
 MAX_ASPECT = 4.0
@@ -48,7 +49,9 @@ def padded_size(size: tuple[int, int], multiple: int = 32) -> tuple[int, int]:
 
 
 def resize_image(image: Image, size: tuple[int, int]) -> Image:
-    """Resize by area-aware bilinear interpolation (Pillow's, which averages when it shrinks).
+    """Resize by area-aware bilinear interpolation, which averages when it shrinks.
+
+    Pillow's BILINEAR to the last bit, always along rows first (Pillow 13 turns that round for some shapes).
 
     Parameters
     ----------
@@ -64,8 +67,8 @@ def resize_image(image: Image, size: tuple[int, int]) -> Image:
     """
     if image.shape[:2] == tuple(size):
         return image
-    resized = PillowImage.fromarray(image).resize((size[1], size[0]), PillowImage.Resampling.BILINEAR)
-    return np.asarray(resized)
+    _check_target(image.shape[:2], size)
+    return _core.resize_rgb(np.ascontiguousarray(image), *size)
 
 
 def resize_maps(maps: npt.NDArray[np.float32], size: tuple[int, int]) -> ProbabilityMaps:
@@ -82,11 +85,13 @@ def resize_maps(maps: npt.NDArray[np.float32], size: tuple[int, int]) -> Probabi
         raise ValueError(f"maps must be float32 (C, H, W), not {describe(maps)}.")
     if maps.shape[1:] == tuple(size):
         return maps
-    resized = np.empty((maps.shape[0], *size), np.float32)
-    for channel, one in zip(resized, maps, strict=True):
-        pillow = PillowImage.fromarray(np.ascontiguousarray(one))
-        channel[...] = np.asarray(pillow.resize((size[1], size[0]), PillowImage.Resampling.BILINEAR))
-    return resized
+    _check_target(maps.shape[1:], size)
+    return _core.resize_maps(np.ascontiguousarray(maps), *size)
+
+
+def _check_target(given: tuple[int, ...], size: tuple[int, int]) -> None:
+    if min(*given, *size) < 1:
+        raise ValueError(f"size must be at least 1 x 1, not {size} out of {given}.")
 
 
 def resize_masks(masks: Masks, size: tuple[int, int]) -> Masks:

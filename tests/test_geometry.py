@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image as PillowImage
 
 from samdistill import geometry
 from samdistill.geometry import ModelFrame
@@ -80,3 +81,57 @@ def test_the_outer_box_is_half_open_and_none_where_nothing_is() -> None:
     assert geometry.outer_box(mask) is None
     mask[2, 3] = mask[4, 6] = True
     assert geometry.outer_box(mask) == (3, 2, 7, 5)
+
+
+def by_pillow(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Along rows, then along columns, as two calls, so that every version of Pillow has the same order."""
+    image = PillowImage.fromarray(pixels)
+    bilinear = PillowImage.Resampling.BILINEAR
+    return np.asarray(image.resize((size[1], len(pixels)), bilinear).resize((size[1], size[0]), bilinear))
+
+
+sides = st.integers(1, 70)
+
+
+@given(sides, sides, sides, sides, st.integers(0, 2**31))
+def test_images_and_maps_are_resized_as_by_pillow_to_the_last_bit(
+    height: int, width: int, to_height: int, to_width: int, seed: int
+) -> None:
+    size, random = (to_height, to_width), np.random.default_rng(seed)
+    image = random.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(geometry.resize_image(image, size), by_pillow(image, size))
+    maps = random.random((2, height, width), np.float32)
+    resized = geometry.resize_maps(maps, size)
+    for one, given_map in zip(resized, maps, strict=True):
+        np.testing.assert_array_equal(one, by_pillow(given_map, size))
+
+
+@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (2400, 3)])
+def test_extreme_shapes_are_resized_as_by_pillow(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    for size in ((17, 40), (1, 1), (shape[0], 2), (2, shape[1])):
+        np.testing.assert_array_equal(geometry.resize_image(image, size), by_pillow(image, size))
+
+
+def test_arrays_that_lie_otherwise_in_memory_are_resized_alike() -> None:
+    image = np.random.default_rng(2).integers(0, 256, (40, 30, 3)).astype(np.uint8)
+    turned = image.transpose(1, 0, 2)
+    np.testing.assert_array_equal(
+        geometry.resize_image(turned, (9, 11)), geometry.resize_image(turned.copy(), (9, 11))
+    )
+    maps = image.transpose(2, 0, 1).astype(np.float32)
+    np.testing.assert_array_equal(
+        geometry.resize_maps(maps[:, ::2], (9, 11)), geometry.resize_maps(maps[:, ::2].copy(), (9, 11))
+    )
+
+
+def test_broken_values_stay_visible_and_empty_sizes_are_refused() -> None:
+    maps = np.zeros((1, 8, 8), np.float32)
+    maps[0, 3, 3] = np.nan
+    assert np.isnan(geometry.resize_maps(maps, (20, 20))).any()
+    assert np.isnan(geometry.resize_maps(maps, (3, 3))).any()
+    for size in ((0, 4), (4, 0)):
+        with pytest.raises(ValueError, match="size must be at least 1 x 1"):
+            geometry.resize_image(np.zeros((5, 5, 3), np.uint8), size)
+        with pytest.raises(ValueError, match="size must be at least 1 x 1"):
+            geometry.resize_maps(maps, size)

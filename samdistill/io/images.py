@@ -7,6 +7,7 @@ matter, not this module's. A file's header is judged before anything of it is de
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from PIL import ImageOps, UnidentifiedImageError
 
 from samdistill.arrays import describe
 from samdistill.errors import InputRejected
+from samdistill.io import png
 from samdistill.io.files import write_bytes
 
 Pixels = npt.NDArray[Any]  # (H, W) or (H, W, 3): uint8, uint16, int32 or float32
@@ -28,6 +30,7 @@ Pixels = npt.NDArray[Any]  # (H, W) or (H, W, 3): uint8, uint16, int32 or float3
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 MAX_PIXELS = 1 << 26  # 67 megapixels; the largest radiographs have about 20
+MAX_PLAIN_BYTES = 1 << 28  # of a PNG read at once; an incompressible picture of MAX_PIXELS has fewer
 
 # What Pillow raises for files that are cut short, garbled or made to hurt. Its decompression-bomb warning is
 # here for those who turn warnings into errors.
@@ -73,6 +76,9 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS, content: bytes
         When the file is missing, empty, damaged, no such image, too large, has several pages, or holds colour
         deeper than 8 bits, which could only be read with loss.
     """
+    plain = _plain(Path(path), max_pixels, content)
+    if plain is not None:
+        return plain
     with _opened(Path(path), max_pixels, content=content) as image:
         return _pixels(image, Path(path))
 
@@ -90,12 +96,14 @@ def read_mask(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     InputRejected
         As `read_image`, and for colour pictures whose channels differ and for fractions.
     """
-    with _opened(Path(path), max_pixels) as image:
-        if image.mode == "1":
-            return np.asarray(image).astype(np.uint8)
-        if image.mode in ("P", "PA"):
-            return np.asarray(image if image.mode == "P" else image.getchannel(0)).copy()
-        values = _pixels(image, Path(path))
+    values = _plain(Path(path), max_pixels, None)
+    if values is None:
+        with _opened(Path(path), max_pixels) as image:
+            if image.mode == "1":
+                return np.asarray(image).astype(np.uint8)
+            if image.mode in ("P", "PA"):
+                return np.asarray(image if image.mode == "P" else image.getchannel(0)).copy()
+            values = _pixels(image, Path(path))
     if values.ndim == 3:
         if (values != values[:, :, :1]).any():
             raise InputRejected(
@@ -155,9 +163,7 @@ def png_bytes(pixels: npt.NDArray[Any]) -> bytes:
         raise ValueError(
             f"pixels must be uint8 (H, W) or (H, W, 3) or uint16 (H, W), not {describe(pixels)}."
         )
-    buffer = io.BytesIO()
-    PillowImage.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return png.encode(pixels)
 
 
 def write_mask(path: Path, mask: npt.NDArray[Any]) -> None:
@@ -183,6 +189,20 @@ def mask_bytes(mask: npt.NDArray[Any]) -> bytes:
     if mask.ndim != 2 or mask.dtype not in (np.bool_, np.uint8, np.uint16):
         raise ValueError(f"mask must be bool, uint8 or uint16 (H, W), not {describe(mask)}.")
     return png_bytes(mask.astype(np.uint8) * np.uint8(255) if mask.dtype == np.bool_ else mask)
+
+
+def _plain(path: Path, max_pixels: int, content: bytes | None) -> Pixels | None:
+    """Read a plain PNG quickly; None where Pillow has to look at the file."""
+    if content is None:
+        try:
+            with path.open("rb") as file:
+                start = file.read(len(png.SIGNATURE))
+                if start != png.SIGNATURE or os.fstat(file.fileno()).st_size > MAX_PLAIN_BYTES:
+                    return None
+                content = start + file.read(MAX_PLAIN_BYTES)
+        except OSError:
+            return None
+    return png.decode(content, max_pixels=max_pixels)
 
 
 @contextmanager
