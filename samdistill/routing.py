@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,11 +42,6 @@ class Route:
     refine: bool
     why: Why
     expected_gain: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        gain = None if self.expected_gain is None else round(self.expected_gain, 6)
-        return {"refine": self.refine, "why": self.why, "expected_gain": gain}
 
 
 @dataclass(frozen=True)
@@ -107,6 +103,22 @@ def least_gain(rule: RoutingRule, share: float | None) -> float:
         return math.inf
     places = np.linspace(0.0, 1.0, len(rule.gain_quantiles))
     return max(0.0, float(np.interp(1 - share, places, rule.gain_quantiles)))
+
+
+def told(routes: Sequence[Route]) -> dict[str, Any]:
+    """What was decided about a file's images, for a record.
+
+    Returns
+    -------
+    dict
+        `refined`, how many; `why`, reason -> how many; `expected_gain`, the mean of those known, else None.
+    """
+    gains = [one.expected_gain for one in routes if one.expected_gain is not None]
+    return {
+        "refined": sum(one.refine for one in routes),
+        "why": dict(Counter(one.why for one in routes)),
+        "expected_gain": round(sum(gains) / len(gains), 6) if gains else None,
+    }
 
 
 def decide(

@@ -12,7 +12,19 @@ def infer(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     inputs: Annotated[list[str], typer.Argument(help="Files, folders of files, or patterns in quotes.")],
     out: Annotated[Path, typer.Option(help="Folder for masks and results.jsonl.")],
-    mode: Annotated[str, typer.Option(help="fast: the student; refine: the teacher, asked by it.")] = "fast",
+    mode: Annotated[
+        str, typer.Option(help="fast: the student; refine: the teacher, asked by it; auto: where that helps.")
+    ] = "fast",
+    budget: Annotated[
+        str | None,
+        typer.Option(help="auto: refine at most this share (0.4, 40%), or so many as take 0.2s an image."),
+    ] = None,
+    abstain: Annotated[
+        float | None, typer.Option(help="Flag images of a lower score (estimated Dice) as rejected.")
+    ] = None,
+    stability: Annotated[
+        bool, typer.Option("--stability", help="Ask the teacher once more, with prompts moved a little.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     runtime: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads in all; default: all cores.")] = None,
@@ -57,7 +69,18 @@ def infer(
     from samdistill.inference.workers import share_threads
     from samdistill.predictor import Predictor, parse_mode
 
-    options = Options(parse_mode(mode), overlay, probabilities, contours, measurements, png, tile)
+    options = Options(
+        parse_mode(mode),
+        overlay,
+        probabilities,
+        contours,
+        measurements,
+        png,
+        tile,
+        budget=budget,
+        abstain=abstain,
+        stability=stability,
+    )
     part = None if shard is None else Shard.parse(shard)
     sources = gather(inputs, out)
     count = len(sources) if part is None else len(part.of(sources))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from samdistill import quality, routing
 from samdistill.arrays import Image, Masks
 from samdistill.components import label
 from samdistill.errors import InputRejected
@@ -23,7 +24,9 @@ from samdistill.io.measurements import measure
 from samdistill.io.stack import Stack
 from samdistill.predictor import Pixels, Predictor, Segmentation
 from samdistill.prompts import Prompts
+from samdistill.quality import Quality
 from samdistill.refined import Refined, told
+from samdistill.routing import Route
 
 MAX_MASK_BYTES = 1 << 30
 MAX_MAP_BYTES = 1 << 31
@@ -71,6 +74,8 @@ class Case:
         self._features: list[dict[str, Any]] = []
         self._shown: tuple[int, Image, Masks, Sequence[Sequence[Prompts]]] | None = None
         self._refined: list[Refined] = []
+        self._routes: list[Route] = []
+        self._qualities: list[Quality] = []
 
     @property
     def held_bytes(self) -> int:
@@ -81,10 +86,14 @@ class Case:
         """Take the answer for image `index`, whose raw pixels are given."""
         self._masks[index] = answer.masks
         if self._maps is not None:
-            self._maps[index] = answer.probability_maps
+            calibrated = answer.calibrated_maps
+            self._maps[index] = answer.probability_maps if calibrated is None else calibrated
         self._peaks = np.maximum(self._peaks, answer.probability_maps.max(axis=(1, 2)))
         if answer.refined is not None:
             self._refined.append(answer.refined)
+        if answer.route is not None:
+            self._routes.append(answer.route)
+        self._qualities.append(answer.quality)
         if self._options.overlay:
             area = int(answer.masks.sum())
             if self._shown is None or area > self._shown[0]:
@@ -148,6 +157,9 @@ class Case:
                 for name, area, peak in zip(self._predictor.class_names, areas, self._peaks, strict=True)
             },
             refined=told(self._refined, self._predictor.class_names) if self._refined else None,
+            routed=routing.told(self._routes) if self._routes else None,
+            quality=quality.told(self._qualities),
+            calibrated=None if maps is None else self._predictor.manifest.calibration is not None,
             measurements=self._measurements if self._options.measurements else None,
             files=written,
             warnings=["burned_in_annotation"] if getattr(self.stack, "burned_in", False) else None,

@@ -17,6 +17,7 @@ from samdistill.inference.sources import Source
 from samdistill.io.files import sha256_file
 from samdistill.io.stack import Format, format_of, stem
 from samdistill.predictor import Mode, Predictor
+from samdistill.routing import Budget
 from samdistill.runtime import PACKAGES
 
 OVERLAYS, PROBABILITIES, CONTOURS = "overlays", "probabilities", "contours"
@@ -39,6 +40,12 @@ class Options:
         Masks as PNG whatever the input; it must then hold one image.
     tile_px
         Images of which a side is longer are cut into overlapping tiles of this side; None: never.
+    budget
+        How much mode "auto" may spend on the teacher, as `routing.Budget.parse` reads it; None: no limit.
+    abstain
+        Images with a lower score are flagged "reject"; None leaves it at the bundle's own threshold.
+    stability
+        Where the teacher is asked, ask once more with prompts moved a little.
     """
 
     mode: Mode = "fast"
@@ -48,12 +55,26 @@ class Options:
     measurements: bool = False
     png: bool = False
     tile_px: int | None = None
+    budget: str | None = None
+    abstain: float | None = None
+    stability: bool = False
 
     def __post_init__(self) -> None:
+        if self.budget is not None and self.mode != "auto":
+            raise UsageError(f"budget must be given with mode auto alone, not with {self.mode}.")
+        self.parsed_budget()  # says now what is wrong with it
+        if self.abstain is not None and not 0 <= self.abstain <= 1:
+            raise UsageError(f"abstain must be a Dice, 0..1, not {self.abstain}.")
+        if self.stability and self.mode == "fast":
+            raise UsageError("stability must be asked for in mode refine or auto: it is the teacher's.")
         if self.tile_px is not None and self.tile_px < SMALLEST_TILE_PX:
             raise UsageError(f"tile must be at least {SMALLEST_TILE_PX} px, not {self.tile_px}.")
         if self.tile_px is not None and self.mode != "fast":
             raise UsageError(f"mode must be fast where tiles are cut, not {self.mode}.")
+
+    def parsed_budget(self) -> Budget | None:
+        """The budget as a predictor takes it."""
+        return None if self.budget is None else Budget.parse(self.budget)
 
     def settings(self, predictor: Predictor) -> dict[str, str]:
         """Everything beside file and bundle that the outputs depend on, name -> value."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import math
 import re
 import time
 import warnings
@@ -20,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from samdistill._version import __version__
 from samdistill.errors import InputRejected, SamdistillError, SomeInputsFailed
@@ -180,7 +182,7 @@ class _Run:
         self.settings_sha256 = settings_sha256(self.settings)
         self.stop = Event()
         self.writers = ThreadPoolExecutor(WRITERS, "samdistill-write")
-        self.facts = {
+        self.facts: dict[str, Any] = {
             "bundle_sha256": predictor.bundle_sha256,
             "mode": options.mode,
             "engines": engines_of(predictor, options.mode),
@@ -188,6 +190,9 @@ class _Run:
             "settings_sha256": self.settings_sha256,
             "versions": _versions(),
         }
+        if options.mode == "auto":
+            least = predictor.least_gain(options.parsed_budget())
+            self.facts["least_gain"] = least if math.isfinite(least) else None  # none may be refined
 
 
 @dataclass
@@ -365,7 +370,15 @@ def _predict(run: _Run, images: list[Pixels]) -> list[Segmentation]:
     tile = run.options.tile_px
     if tile is not None and max(images[0].shape[:2]) > tile:
         return [segment_in_tiles(run.predictor, pixels, tile) for pixels in images]
-    return run.predictor.predict_batch(images, run.options.mode, batch_size=len(images))
+    options = run.options
+    return run.predictor.predict_batch(
+        images,
+        options.mode,
+        batch_size=len(images),
+        budget=options.parsed_budget(),
+        abstain=options.abstain,
+        stability=options.stability,
+    )
 
 
 def _needs_tiles(run: _Run, case: Case) -> bool:

@@ -15,6 +15,7 @@ from samdistill.io.files import atomic_write
 
 RESULTS = "results.jsonl"
 AUDIT = "audit.jsonl"
+JUDGED = ("flag", "score", "reasons")  # of a record's quality, in the audit
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ class Record:
     refined
         Where the teacher was asked: class name -> how many images have its mask, how many the student's and
         why, and what it said; see `refined.told`.
+    routed
+        In mode "auto": how many images were refined, and why each was or was not; see `routing.told`.
+    quality
+        Flag, score, numbers and why any is missing, of the worst image; see `quality.told`.
+    calibrated
+        Whether the probability maps that were written are calibrated.
     measurements
         One for each image and class: `image`, `class`, and what `io.measurements.Measurement` has.
     files
@@ -77,6 +84,9 @@ class Record:
     probabilities: dict[str, str] | None = None
     classes: dict[str, dict[str, float]] | None = None
     refined: dict[str, dict[str, Any]] | None = None
+    routed: dict[str, Any] | None = None
+    quality: dict[str, Any] | None = None
+    calibrated: bool | None = None
     measurements: list[dict[str, Any]] | None = None
     files: dict[str, str] | None = None
     warnings: list[str] | None = None
@@ -246,6 +256,8 @@ class Audit:
             **self._facts,
             "image_size": record.image_size,
             "images": record.images,
+            "quality": None if record.quality is None else {key: record.quality[key] for key in JUDGED},
+            "routed": record.routed,
             "timings_ms": {key: round(value, 3) for key, value in outcome.timings_ms.items()},
             "exit": outcome.exit,
         }

@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from samdistill.arrays import Image, ProbabilityMaps
 from samdistill.geometry import ModelFrame
+from samdistill.judging import IN_TILES, NO_RULE
 from samdistill.predictor import Pixels, Predictor, Segmentation, masks_of
+from samdistill.quality import unknown
 
 OVERLAP = 0.25  # of a tile's side
 TOGETHER = 4  # tiles in one call of the network
@@ -80,7 +82,16 @@ def segment_in_tiles(predictor: Predictor, pixels: Pixels, side: int) -> Segment
     masks = masks_of(
         maps, thresholds=manifest.thresholds, multi_label=manifest.multi_label, cleaning=manifest.cleaning
     )
-    return Segmentation(masks, maps, predictor.class_names, manifest.multi_label, "fast")
+    known = manifest.calibration
+    return Segmentation(
+        masks,
+        maps,
+        predictor.class_names,
+        manifest.multi_label,
+        "fast",
+        quality=unknown(NO_RULE if manifest.quality is None else IN_TILES),
+        temperatures=None if known is None else known.temperatures,
+    )
 
 
 def _answers(predictor: Predictor, image: Image, tiles: list[Tile]) -> list[ProbabilityMaps]:
