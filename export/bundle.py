@@ -40,6 +40,7 @@ from samdistill.manifest import (
     MANIFEST,
     SCHEMA,
     ClassInfo,
+    EngineRecord,
     FileRecord,
     InputContract,
     Manifest,
@@ -56,7 +57,10 @@ from samdistill.verify import Verification, verify
 __all__ = ["Published", "Silent", "Source", "check_target", "export_run", "publish"]
 
 MODEL_CARD, PARITY = "MODEL_CARD.md", "parity.html"
-VERSIONS_OF = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "numpy", "pillow")
+VERSIONS_OF = (
+    *("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"),
+    *("numpy", "pillow"),
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class Published:
         What the gate against PyTorch found, a report an engine.
     verification
         What `verify` found.
+    unverified
+        Engines that were built for a GPU without one, to be proved where they are to run.
     """
 
     path: Path
@@ -82,6 +88,7 @@ class Published:
     bytes: int
     parity: tuple[ParityReport, ...]
     verification: Verification
+    unverified: tuple[EngineRecord, ...]
 
 
 def export_run(
@@ -215,7 +222,15 @@ def publish(
     if teacher is not None:
         record = teacher_record(teacher, licence_of(teacher))
         pieces.append(
-            teacher_piece(teacher, record, cases, source.intensity, progress=progress, engines=engines)
+            teacher_piece(
+                teacher,
+                record,
+                cases,
+                source.intensity,
+                size=source.size,
+                progress=progress,
+                engines=engines,
+            )
         )
     files = {path: content for piece in pieces for path, content in piece.files.items()}
     reports = tuple(report for piece in pieces for report in piece.parity)
@@ -258,7 +273,8 @@ def publish(
         if staging != out:
             shutil.rmtree(staging, ignore_errors=True)
     size = sum(len(content) for content in files.values())
-    return Published(out, verification.bundle_sha256, size, reports, verification)
+    unverified = tuple(engine for engine in manifest.engines if not engine.parity)
+    return Published(out, verification.bundle_sha256, size, reports, verification, unverified)
 
 
 def _write(folder: Path, files: dict[str, bytes], manifest: Manifest) -> Manifest:

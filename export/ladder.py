@@ -177,26 +177,34 @@ class _Climber:
         """The engines and what their golden cases may differ by; the fastest first."""
         records = []
         for record, engine in self.passed:
-            allowed: list[float | None] = [None, None]
-            # In fp32 what every case allows is enough: more would hide a case that is wrong itself.
-            if record.precision != "fp32":
-                for number, found in enumerate(self.trial.golden(engine)):
-                    if SLACK * found > self.floor[number]:
-                        allowed[number] = min(MOST[number], SLACK * found)
+            allowed = allowances(self.trial, engine, record.precision, self.floor)
             several = len(self.passed) > 1
             records.append(
                 replace(
                     record,
                     max_probability_difference=allowed[0],
                     max_changed_pixels=allowed[1],
-                    latency_ms=_latency_ms(engine, self.trial.example) if several else None,
+                    latency_ms=latency_ms(engine, self.trial.example) if several else None,
                 )
             )
         records.sort(key=lambda record: record.latency_ms or 0.0)
         return Proved(self.files, tuple(records), tuple(self.reports))
 
 
-def _latency_ms(engine: Engine, example: Arrays) -> float:
+def allowances(
+    trial: OnTrial, engine: Engine, precision: Precision, floor: tuple[float, float]
+) -> tuple[float | None, float | None]:
+    """What an engine's golden cases may differ by, where that is more than every case allows."""
+    if precision == "fp32":  # more would hide a case that is wrong itself
+        return None, None
+    difference, changed = (
+        min(most, SLACK * found) if SLACK * found > least else None
+        for found, least, most in zip(trial.golden(engine), floor, MOST, strict=True)
+    )
+    return difference, changed
+
+
+def latency_ms(engine: Engine, example: Arrays) -> float:
     """The shortest of a few calls after one to warm up: what else the machine does is no news."""
     times = []
     for _ in range(RUNS + 1):

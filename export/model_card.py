@@ -68,6 +68,8 @@ def _teacher(manifest: Manifest) -> list[str]:
 
 def _parity(engine: EngineRecord) -> str:
     found = engine.parity
+    if not found:
+        return f"| {engine.model} | {engine.runtime} {engine.precision} | not run: no GPU was there | | | |"
     return (
         f"| {engine.model} | {engine.runtime} {engine.precision} | {found['masks']} | "
         f"{found['mean_dice']:.5f} | {found['low_dice']:.5f} | {found['flips']} |"

@@ -15,9 +15,10 @@ from samdistill.arrays import Image
 from samdistill.bundled_teacher import BundledTeacher, answered
 from samdistill.errors import DeviceUnavailable, InputRejected
 from samdistill.export.golden import make_golden, make_teacher_golden
-from samdistill.export.ladder import OnTrial, climb
+from samdistill.export.ladder import OnTrial, Proved, climb
 from samdistill.export.onnx import INPUT, OPSET, OUTPUT, export_onnx
 from samdistill.export.parity import ParityReport, StudentReference, Truth
+from samdistill.export.plans import Planned, with_plans
 from samdistill.export.quantize import quantize
 from samdistill.export.teacher_onnx import Graph, export_decoder, export_encoder
 from samdistill.export.teacher_parity import TeacherReference
@@ -111,10 +112,13 @@ class Engines:
         Each is proved or replaced by the next that passes; see `ladder`. int8 is for the student alone.
     openvino
         Prove OpenVINO's engines too.
+    planned
+        Build TensorRT's engines too.
     """
 
     precisions: tuple[Precision, ...] = ()
     openvino: bool = False
+    planned: Planned | None = None
 
     def __post_init__(self) -> None:
         if self.openvino and not is_installed("openvino"):
@@ -183,13 +187,7 @@ def student_piece(
         {INPUT: reference.answers[-1].pixels},
         lambda: quantize(content, (_read(c, source.intensity)[0] for c in calibration), size=source.size),
     )
-    proved = climb(
-        trial,
-        precisions=engines.precisions,
-        openvino=engines.openvino,
-        floor=(GOLDEN_DIFFERENCE, GOLDEN_CHANGED),
-        say=progress.on_message,
-    )
+    proved = _proved(trial, engines, size=source.size, teacher=None, progress=progress)
     files = {STUDENT: content, **proved.files}
     files |= {records[kind].file: case.to_npz() for kind, (_, case) in made.items()}
     return Piece(files, {"student": model}, proved.engines, tuple(records.values()), proved.reports)
@@ -201,6 +199,7 @@ def teacher_piece(
     cases: Sequence[Case],
     intensity: IntensityRule,
     *,
+    size: int,
     progress: Progress,
     engines: Engines = FP32,
 ) -> Piece:
@@ -249,15 +248,7 @@ def teacher_piece(
             golden,
             examples[part],
         )
-        proved.append(
-            climb(
-                trial,
-                precisions=engines.precisions,
-                openvino=engines.openvino,
-                floor=(GOLDEN_DIFFERENCE, GOLDEN_CHANGED),
-                say=progress.on_message,
-            )
-        )
+        proved.append(_proved(trial, engines, size=size, teacher=record, progress=progress))
     for one in proved:
         files |= one.files
     return Piece(
@@ -267,6 +258,18 @@ def teacher_piece(
         (golden_record,),
         tuple(report for one in proved for report in one.reports),
     )
+
+
+def _proved(
+    trial: OnTrial, engines: Engines, *, size: int, teacher: TeacherRecord | None, progress: Progress
+) -> Proved:
+    """Every engine of a network that is wanted and passes; `size` is the student's."""
+    floor = (GOLDEN_DIFFERENCE, GOLDEN_CHANGED)
+    say = progress.on_message
+    proved = climb(trial, precisions=engines.precisions, openvino=engines.openvino, floor=floor, say=say)
+    if engines.planned is None:
+        return proved
+    return with_plans(trial, proved, engines.planned, size=size, teacher=teacher, floor=floor, say=say)
 
 
 def _worst(results: Sequence[GoldenResult]) -> tuple[float, float]:

@@ -30,6 +30,18 @@ def export(
         typer.Option(help="Also int8, fp16, bf16 or mixed, or the next that passes; repeatable."),
     ] = None,
     openvino: Annotated[bool, typer.Option("--openvino", help="OpenVINO's engines too.")] = False,
+    trt: Annotated[
+        bool, typer.Option("--trt", help="Engines of TensorRT or TensorRT-RTX too, whichever is installed.")
+    ] = False,
+    trt_flavor: Annotated[
+        str | None, typer.Option(help="standard (TensorRT) or rtx (TensorRT-RTX).", show_default=False)
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="Generations that TensorRT-RTX builds for: turing, ampere, ada, blackwell; commas between."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
@@ -39,13 +51,17 @@ def export(
     from samdistill.export.bundle import export_run
     from samdistill.export.ladder import LADDER
     from samdistill.export.pieces import Engines
+    from samdistill.export.plans import wanted as plans_wanted
     from samdistill.refine import load_prompts
 
     wanted = [step for step in LADDER if step in (precision or [])]
     unknown = sorted(set(precision or []) - set(LADDER))
     if unknown:
         raise UsageError(f"precision must be one of {', '.join(LADDER)}, not {unknown[0]!r}.")
-    engines = Engines(tuple(wanted), openvino=openvino)
+    if not trt and (trt_flavor is not None or gpu is not None):
+        raise UsageError("trt-flavor and gpu must be given with --trt.")
+    planned = plans_wanted(trt_flavor, gpu) if trt else None
+    engines = Engines(tuple(wanted), openvino=openvino, planned=planned)
     with CaseProgress("comparing") as progress:
         made = export_run(
             run,
@@ -71,4 +87,9 @@ def export(
         print(
             f"{report.model} {report.precision} in {report.runtime}: {judged} on {report.images} "
             f"validation images, mean mask Dice {report.mean_dice:.5f} (worst {report.worst_dice:.5f})"
+        )
+    for engine in made.unverified:
+        print(
+            f"{engine.model} {engine.precision} in {engine.runtime} for {', '.join(engine.plan_gpus)}: "
+            "unverified, since no such GPU is here; `samdistill verify --device cuda` proves it where one is"
         )
