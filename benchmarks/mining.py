@@ -54,8 +54,8 @@ ADMITTING = {
     "samdsk.proposals.stability": 0.0, "samdsk.proposals.box_iou": 0.7,
     "samdsk.rounds": 2, "samdsk.last_share": 0.5,
 }  # fmt: skip
-"""For `tiny`, whose scores run lower than SAM's (at beta 0.9 no polyp image is admitted, see admission.py), and
-for few steps: a first student of a seventh of them is too weak to be matched with."""
+"""For `tiny`, whose scores run lower than SAM's (at beta 0.9 no polyp image is admitted, see admission.py),
+and for few steps: the first student of three rounds would be too weak to be matched with."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "supervised": {},
@@ -245,7 +245,8 @@ def main() -> None:
     done = json.loads(results.read_text()) if results.is_file() else {"settings": settings, "cells": []}
     if done["settings"] != settings:
         parser.error(f"{results} was made with {done['settings']}; give another --name or the same settings")
-    words = [f"--{name} {value}" for name, value in settings.items() if value is not None]
+    words = ["--data DATA"] * (options.data is not None)
+    words += [f"--{name} {value}" for name, value in settings.items() if value is not None]
     command = f"python benchmarks/mining.py --name {options.name} {' '.join(words)}"
     with tempfile.TemporaryDirectory() as temporary:
         data = options.data
