@@ -102,6 +102,7 @@ def export_run(
     name: str | None = None,
     licence: str = "not stated",
     engines: Engines = FP32,
+    include_images: bool = False,
     progress: Progress | None = None,
 ) -> Published:
     """Publish the best student of a training run; parameters as for `publish`.
@@ -146,6 +147,7 @@ def export_run(
         licence=licence,
         engines=engines,
         calibration=parts["train_labelled"] + parts["train_unlabelled"],
+        include_images=include_images,
         training=parts["train_labelled"],
         progress=progress,
     )
@@ -164,6 +166,7 @@ def publish(
     engines: Engines = FP32,
     calibration: Sequence[Case] = (),
     training: Sequence[Case] = (),
+    include_images: bool = False,
     progress: Progress | None = None,
 ) -> Published:
     """Export a student, and a teacher beside it; prove the export and put the bundle in its place.
@@ -173,8 +176,8 @@ def publish(
     source
         The student.
     cases
-        Validation images for the parity gate; at least one. Nothing of them enters the bundle. Where they are
-        labelled, temperatures, the judgement of quality and the rule of mode "auto" are fitted on them.
+        Validation images for the parity gate; at least one. Nothing of them enters the bundle, unless
+        `include_images` says so. Where they are labelled, temperatures, the judgement of quality and the rule of mode "auto" are fitted on them.
     out
         The bundle's folder.
     teacher
@@ -193,6 +196,8 @@ def publish(
         Images that int8's ranges are taken from; not those of the gate.
     training
         Labelled images that the student was trained on, to tell what is unlike them.
+    include_images
+        Put a few of `cases` into the bundle, raw, as golden cases.
 
     Raises
     ------
@@ -216,6 +221,7 @@ def publish(
             progress=progress,
             engines=engines,
             calibration=calibration,
+            include_images=include_images,
         )
     ]
     record = None

@@ -1,9 +1,12 @@
 """Golden cases: phantoms with the answers PyTorch gives, so that a bundle can be checked anywhere.
 
-No pixel of a real image enters one. Knows no bundle's layout.
+No pixel of a real image enters one, unless whoever exports asks for that. Knows no bundle's layout.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from torch import nn
@@ -20,6 +23,8 @@ from samdistill.prompts import Prompts
 from samdistill.teacher import Teacher, TeacherMasks
 
 KINDS = ("endoscopy", "ultrasound", "xray")  # colour, grey, overlapping classes: a fourth tells no more
+IMAGES = 4
+REAL = "real image of the run's validation part, included on request"
 TRIES = 4
 SEED = 20
 LARGEST_PX = 512  # keeps a bundle of a large student small
@@ -44,6 +49,9 @@ def make_golden(
     dict
         Name -> how the picture was made, and the case.
     """
+    answer = partial(
+        _answered, student, size=size, intensity=intensity, thresholds=thresholds, multi_label=multi_label
+    )
     cases: dict[str, tuple[str, GoldenCase]] = {}
     # Neither side a multiple of 32, and not square: resizing and padding are part of what is checked.
     side = min(max(size, 32), LARGEST_PX)
@@ -52,16 +60,47 @@ def make_golden(
         best: tuple[str, GoldenCase] | None = None
         for index in range(TRIES):
             pixels = unapply(phantoms.make(kind, seed=SEED, index=index, size=extent).image, intensity)
-            image = intensity.apply(pixels)
-            frame = ModelFrame.of(image.shape[:2], size)
-            maps = frame.probability_maps(torch_logits(student, frame.pixels(image)[None])[0])
-            masks = masks_of(maps, thresholds=thresholds, multi_label=multi_label)
-            if best is None or _found(masks) > _found(best[1].masks):
+            case = answer(pixels)
+            if best is None or _found(case.masks) > _found(best[1].masks):
                 origin = f"phantom {kind}, seed {SEED}, index {index}, {extent[0]} x {extent[1]} px"
-                best = origin, GoldenCase(pixels, masks, maps)
+                best = origin, case
         assert best is not None
         cases[kind] = best
     return cases
+
+
+def image_golden(
+    student: nn.Module,
+    images: Sequence[Pixels],
+    *,
+    size: int,
+    intensity: IntensityRule,
+    thresholds: tuple[float, ...],
+    multi_label: bool,
+) -> dict[str, tuple[str, GoldenCase]]:
+    """Make a case of each of the first IMAGES real images, raw as their files hold them; as `make_golden`."""
+    cases = {}
+    for number, pixels in enumerate(images[:IMAGES], start=1):
+        case = _answered(
+            student, pixels, size=size, intensity=intensity, thresholds=thresholds, multi_label=multi_label
+        )
+        cases[f"image-{number}"] = (REAL, case)
+    return cases
+
+
+def _answered(
+    student: nn.Module,
+    pixels: Pixels,
+    *,
+    size: int,
+    intensity: IntensityRule,
+    thresholds: tuple[float, ...],
+    multi_label: bool,
+) -> GoldenCase:
+    image = intensity.apply(pixels)
+    frame = ModelFrame.of(image.shape[:2], size)
+    maps = frame.probability_maps(torch_logits(student, frame.pixels(image)[None])[0])
+    return GoldenCase(pixels, masks_of(maps, thresholds=thresholds, multi_label=multi_label), maps)
 
 
 def make_teacher_golden(teacher: Teacher) -> tuple[str, TeacherCase]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from samdistill.export.golden import REAL
 from samdistill.manifest import EngineRecord, Manifest
 
 
@@ -28,6 +29,7 @@ def model_card(manifest: Manifest) -> str:
         f"| seed | {provenance.get('seed', 'not stated')} |",
         *(f"| images, {part.replace('_', ' ')} | {count} |" for part, count in images.items()),
         f"| data fingerprint | {provenance.get('data_fingerprint', 'not stated')} |",
+        f"| real images inside | {sum(case.origin == REAL for case in manifest.golden) or 'none'} |",
         f"| licence of the weights | {manifest.licence} |",
         *_teacher(manifest),
         "",

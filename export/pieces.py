@@ -14,7 +14,7 @@ from torch import nn
 from samdistill.arrays import Image
 from samdistill.bundled_teacher import BundledTeacher, answered
 from samdistill.errors import DeviceUnavailable, InputRejected
-from samdistill.export.golden import make_golden, make_teacher_golden
+from samdistill.export.golden import IMAGES, image_golden, make_golden, make_teacher_golden
 from samdistill.export.ladder import OnTrial, Proved, climb
 from samdistill.export.onnx import INPUT, OPSET, OUTPUT, export_onnx
 from samdistill.export.parity import ParityReport, StudentReference, Truth
@@ -138,6 +138,7 @@ def student_piece(
     progress: Progress,
     engines: Engines = FP32,
     calibration: Sequence[Case] = (),
+    include_images: bool = False,
 ) -> Piece:
     """Export the student and hold it against PyTorch.
 
@@ -145,6 +146,8 @@ def student_piece(
     ----------
     calibration
         Images that int8's ranges are taken from.
+    include_images
+        Make golden cases of some of `cases` too.
 
     Raises
     ------
@@ -163,6 +166,9 @@ def student_piece(
     }
     reference = StudentReference(source.student, _reading(cases, source.intensity, progress), **contract)
     made = make_golden(source.student, intensity=source.intensity, **contract)
+    if include_images:
+        images = [case.read_image() for case in cases[:IMAGES]]
+        made |= image_golden(source.student, images, intensity=source.intensity, **contract)
     records = {
         kind: GoldenRecord(kind, f"golden/{kind}.npz", origin, GOLDEN_DIFFERENCE, GOLDEN_CHANGED)
         for kind, (origin, _) in made.items()

@@ -344,7 +344,7 @@ class CleaningRule:
 
 @dataclass(frozen=True)
 class GoldenRecord:
-    """A made-up picture and the answer the bundle gave for it when it was published.
+    """A picture, made up unless `origin` says otherwise, and PyTorch's answer for it.
 
     Attributes
     ----------

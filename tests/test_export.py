@@ -20,6 +20,7 @@ from torch import nn
 import samdistill.export.bundle as publishing
 import samdistill.export.pieces as pieces
 from samdistill import phantoms
+from samdistill.bundle import Bundle
 from samdistill.cli.export import export as command
 from samdistill.errors import BundleError, InputRejected, UsageError
 from samdistill.export.bundle import Published, Source, export_run, publish
@@ -249,6 +250,24 @@ def test_under_a_window_a_phantom_keeps_its_greys() -> None:
     rule = IntensityRule("window", -1000.0, 3000.0)
     picture = phantoms.make("ultrasound", size=(40, 40)).image
     assert np.abs(rule.apply(unapply(picture, rule)).astype(int) - picture.astype(int)).max() <= 1
+
+
+@pytest.mark.usefixtures("exported")
+def test_real_images_enter_a_bundle_only_on_request_and_the_card_counts_them(
+    cases: list[Case], tmp_path: Path
+) -> None:
+    without = publish(source(), cases, tmp_path / "without")
+    assert "| real images inside | none |" in (without.path / "MODEL_CARD.md").read_text()
+    made = publish(source(), cases[:2], tmp_path / "bundle", include_images=True)
+    golden = {case.name: case for case in Bundle.open(made.path).manifest.golden}
+    assert list(golden) == ["endoscopy", "ultrasound", "xray", "image-1", "image-2"]
+    for case, name in zip(cases, ("image-1", "image-2"), strict=False):
+        assert golden[name].origin.startswith("real image of the run's validation part")
+        stored = GoldenCase.from_npz((made.path / golden[name].file).read_bytes(), name)
+        np.testing.assert_array_equal(stored.pixels, case.read_image())
+    assert "| real images inside | 2 |" in (made.path / "MODEL_CARD.md").read_text()
+    assert {result.name for result in made.verification.golden} == set(golden)
+    assert not list(without.path.glob("golden/image*"))
 
 
 # --- publishing

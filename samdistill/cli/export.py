@@ -42,6 +42,10 @@ def export(
             help="Generations that TensorRT-RTX builds for: turing, ampere, ada, blackwell; commas between."
         ),
     ] = None,
+    include_images: Annotated[
+        bool,
+        typer.Option("--include-images", help="Put a few validation images into the bundle as golden cases."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
@@ -73,6 +77,7 @@ def export(
             name=name,
             licence=licence,
             engines=engines,
+            include_images=include_images,
             progress=progress,
         )
     if json:
