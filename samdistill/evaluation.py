@@ -22,8 +22,11 @@ from samdistill.io.files import sha256_file
 from samdistill.io.images import Pixels
 from samdistill.metrics import Scores, dice_per_class, hd95_and_asd, iou_per_class
 from samdistill.predictor import Mode, Segmentation
+from samdistill.quality import Quality
 from samdistill.refined import Kept, Refined
+from samdistill.routing import Route
 from samdistill.statistics import LEVEL, Estimate, bootstrap_mean, paired_difference
+from samdistill.trust import ClassTrust, judged, trust_of
 
 SCHEMA = 1
 METRICS = ("dice", "dice_present", "iou", "hd95_px", "asd_px")
@@ -63,6 +66,8 @@ class Prediction:
         (H, W) bool: pixels that count in neither.
     refined
         What the bundle's teacher was asked; None where it was not.
+    segmentation
+        The whole answer; None where it is another method's.
     """
 
     case: Case
@@ -71,6 +76,7 @@ class Prediction:
     truth: Masks
     ignored: Mask
     refined: Refined | None = None
+    segmentation: Segmentation | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,10 @@ class CaseScores:
     kept
         For each class why its mask is the student's, None where it is the teacher's; None where the teacher
         was not asked.
+    quality
+        How the bundle judges the answer; None where it is another method's.
+    route
+        What mode "auto" decided; None in the others.
     """
 
     id: str
@@ -103,6 +113,8 @@ class CaseScores:
     present: npt.NDArray[np.bool_]
     predicted: npt.NDArray[np.bool_]
     kept: tuple[Kept | None, ...] | None = None
+    quality: Quality | None = None
+    route: Route | None = None
 
     def of_class(self, channel: int) -> dict[str, float]:
         """The metrics of one class; `dice_present` is NaN where it is absent."""
@@ -158,6 +170,8 @@ class Evaluation:
         In the order they were given.
     grouped
         Whether intervals come from redrawing groups instead of single cases.
+    trust
+        How the probabilities of each class compare with frequencies; None where there are none.
     """
 
     class_names: tuple[str, ...]
@@ -166,6 +180,12 @@ class Evaluation:
     classes: tuple[ClassSummary, ...]
     cases: tuple[CaseScores, ...]
     grouped: bool
+    trust: tuple[ClassTrust, ...] | None = None
+
+    def judged(self) -> dict[str, Any] | None:
+        """How well scores and flags tell bad cases, as `trust.judged`; None without a score."""
+        known = [case for case in self.cases if case.quality is not None]
+        return judged([c.quality for c in known if c.quality], [c.means()["dice"] for c in known])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON can hold it: what is NaN here is None there."""
@@ -205,6 +225,15 @@ class Evaluation:
             for told, case in zip(plain["cases"], self.cases, strict=True):
                 if case.kept is not None:
                     told["refined"] = {name: _source(case, i) for i, name in enumerate(self.class_names)}
+        if self.trust is not None:
+            of_classes = zip(self.class_names, self.trust, strict=True)
+            plain["calibration"] = {name: one.to_dict() for name, one in of_classes}
+        plain["quality"] = self.judged()
+        for told, case in zip(plain["cases"], self.cases, strict=True):
+            if case.quality is not None:
+                told["quality"] = case.quality.to_dict()
+            if case.route is not None:
+                told["routed"] = asdict(case.route)
         without_nan: dict[str, Any] = nan_to_none(plain)
         return without_nan
 
@@ -243,12 +272,17 @@ def evaluate(
     if not cases:
         raise InputRejected("nothing to evaluate: there must be at least one labelled case.")
     scored = []
+    trust: tuple[ClassTrust, ...] | None = None
     for one in predictions(predictor, cases, mode):
         scores = score_case(one.case.id, one.case.group, one.masks, one.truth, ignore=one.ignored)
+        if one.segmentation is not None:
+            own = trust_of(one.segmentation, one.truth, one.ignored)
+            trust = own if trust is None else tuple(a + b for a, b in zip(trust, own, strict=True))
+            scores = replace(scores, quality=one.segmentation.quality, route=one.segmentation.route)
         scored.append(scores if one.refined is None else replace(scores, kept=one.refined.kept))
         if on_case is not None:
             on_case(scored[-1])
-    return summarize(scored, class_names=predictor.class_names, mode=mode, seed=seed)
+    return replace(summarize(scored, class_names=predictor.class_names, mode=mode, seed=seed), trust=trust)
 
 
 def predictions(predictor: Predicts, cases: Sequence[Case], mode: Mode = "fast") -> Iterator[Prediction]:
@@ -268,8 +302,9 @@ def predictions(predictor: Predicts, cases: Sequence[Case], mode: Mode = "fast")
                 raise ValueError(
                     f"masks of case {case.id} must be (C, H, W) {truth.shape}, not {masks.shape}."
                 )
-            refined = segmentation.refined if isinstance(segmentation, Segmentation) else None
-            yield Prediction(case, raw, masks, truth, ignored, refined)
+            whole = segmentation if isinstance(segmentation, Segmentation) else None
+            refined = None if whole is None else whole.refined
+            yield Prediction(case, raw, masks, truth, ignored, refined, whole)
 
 
 def score_case(

@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"train"},
     {"teacher"},
     {"matching", "kernels", "torchvision_cure"},
-    {"report", "evaluation", "inference", "verify", "bench", "doctor"},
+    {"report", "evaluation", "inference", "trust", "verify", "bench", "doctor"},
     {"predictor", "bundled_teacher", "judging", "refined", "segmentation"},
     {"proof"},
     {"engines"},

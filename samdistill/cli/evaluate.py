@@ -171,6 +171,26 @@ def _show(results: list[Evaluation], names: list[str]) -> None:
             table.add_row(header, *(row[index].replace("\n", " ") for row in rows[start : start + columns]))
         print()
         console.print(table)
+    _show_trust(result)
+
+
+def _show_trust(result: Evaluation) -> None:
+    """Calibration, what the flags are worth, and how many images mode auto refined; a line each."""
+    from samdistill.report.document import number
+
+    print()
+    for name, one in zip(result.class_names, result.trust or (), strict=False):
+        after = "no temperature" if one.calibrated is None else f"calibrated {one.calibrated.ece:.4f}"
+        print(f"{name}: expected calibration error {one.uncalibrated.ece:.4f}, {after}")
+    told = result.judged()
+    if told is not None:
+        for flag, one in told["flags"].items():
+            bad = f"{one['bad']} below {told['least_dice']:g}"
+            print(f"{flag}: {one['cases']} images, mean Dice {number(one['dice'])}, {bad}")
+        print(f"the score tells these {told['bad']} with an AUROC of {number(told['auroc'])}")
+    routes = [case.route for case in result.cases if case.route is not None]
+    if routes:
+        print(f"refined: {sum(route.refine for route in routes)} of {len(routes)}")
 
 
 def _write_report(

@@ -17,6 +17,7 @@ from samdistill.report.document import Section, facts, number, paragraph, table
 from samdistill.report.gallery import PREDICTION, TRUTH, draw_picture, gallery
 from samdistill.report.gallery import Case as Entry
 from samdistill.report.overlay import COLOURS, Colour
+from samdistill.report.trust_page import trust_sections
 from samdistill.statistics import Estimate
 
 WORST, BEST = 24, 12  # cases shown, so that a report of thousands stays a few megabytes
@@ -49,6 +50,7 @@ def evaluation_sections(
     return [
         summary([evaluation]) if against is None else summary(list(against.values()), list(against)),
         distribution(evaluation),
+        *trust_sections(evaluation),
         examples(evaluation, predictor, cases, intensity=intensity, colours=colours),
     ]
 
@@ -231,6 +233,10 @@ def _estimates(metrics: Mapping[str, Estimate]) -> list[str]:
 def _notes(scores: CaseScores, evaluation: Evaluation) -> list[str]:
     means = scores.means()
     notes = [f"HD95 {number(means['hd95_px'], 1)} px"] if means["hd95_px"] == means["hd95_px"] else []
+    if scores.quality is not None and scores.quality.score is not None:
+        notes.append(f"{scores.quality.flag}, score {number(scores.quality.score, 2)}")
+    if scores.route is not None:
+        notes.append("refined" if scores.route.refine else f"not refined: {scores.route.why}")
     for channel, name in enumerate(evaluation.class_names):
         if scores.present[channel] and not scores.predicted[channel]:
             notes.append(f"{name} missed")
