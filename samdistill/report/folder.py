@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from samdistill.report.document import Section, facts, number, table
 from samdistill.report.gallery import PREDICTION, Case, Picture, draw_picture, gallery
 
 SHOWN = 60  # cases, so that a report of thousands stays a few megabytes
-SCORE = "peak probability"
+PEAK, SCORE = "peak probability", "score"  # what pictures are ranked by: the bundle's score where it has one
 DEEP_PIXELS = IntensityRule("percentiles", 1.0, 99.0)  # how pixels deeper than 8 bits are shown
 Record = Mapping[str, Any]
 
@@ -38,7 +39,8 @@ def folder_sections(out: Path, images: Path | None = None, *, shown: int = SHOWN
     images
         The folder the pictures were taken from; None shows the overlays, where `infer --overlay` drew them.
     shown
-        At most so many cases get a picture: those with the lowest peak probability.
+        At most so many cases get a picture: those with the lowest score, the estimated Dice where the
+        bundle makes one, else the lowest peak probability.
 
     Raises
     ------
@@ -53,15 +55,16 @@ def folder_sections(out: Path, images: Path | None = None, *, shown: int = SHOWN
         rows = [[str(record["input"]), str(record.get("error", ""))] for record in failed]
         sections.append(Section("Failed", table(["picture", "reason"], rows)))
     if done:
-        ranked = sorted(done, key=lambda record: (_peak(record), record["input"]))[:shown]
+        by = _ranked_by(done)
+        ranked = sorted(done, key=lambda record: (_score(record, by), record["input"]))[:shown]
         names = list(ranked[0]["classes"])
         note = (
             f"All {len(done)} pictures."
             if len(ranked) == len(done)
-            else f"The {len(ranked)} of {len(done)} pictures with the lowest peak probability."
+            else f"The {len(ranked)} of {len(done)} pictures with the lowest {by}."
         )
-        cases = [_case(record, out, images) for record in ranked]
-        sections.append(gallery("Cases", cases, class_names=names, note=note, score_name=SCORE))
+        cases = [_case(record, out, images, by) for record in ranked]
+        sections.append(gallery("Cases", cases, class_names=names, note=note, score_name=by))
     return sections
 
 
@@ -103,7 +106,15 @@ def _summary(records: Sequence[Record], done: Sequence[Record]) -> str:
     for name in done[0]["classes"]:
         found = sum(record["classes"][name]["area_px"] > 0 for record in done)
         values[f"pictures with {name}"] = found
-    chart = histogram("Peak probability of the pictures", [_peak(one) for one in done], x_label=SCORE)
+    for flag, count in Counter((one.get("quality") or {}).get("flag") for one in done).items():
+        values[f"pictures to {flag}" if flag else "pictures without a flag"] = count
+    routed = [one["routed"] for one in done if one.get("routed")]
+    if routed:
+        values["images refined"] = sum(one["refined"] for one in routed)
+        values["why"] = dict(sum((Counter(one["why"]) for one in routed), Counter()))
+    by = _ranked_by(done)
+    title = "Peak probability of the pictures" if by == PEAK else "Score of the pictures: estimated Dice"
+    chart = histogram(title, [_score(one, by) for one in done], x_label=by)
     return f'{facts(values)}<div class="charts">{chart}</div>'
 
 
@@ -112,9 +123,25 @@ def _peak(record: Record) -> float:
     return max(float(one["max_probability"]) for one in record["classes"].values())
 
 
-def _case(record: Record, out: Path, images: Path | None) -> Case:
+def _ranked_by(done: Sequence[Record]) -> str:
+    """What all of them have to be ranked by."""
+    scored = all((one.get("quality") or {}).get("score") is not None for one in done)
+    return SCORE if scored else PEAK
+
+
+def _score(record: Record, by: str) -> float:
+    return float(record["quality"]["score"]) if by == SCORE else _peak(record)
+
+
+def _case(record: Record, out: Path, images: Path | None, by: str) -> Case:
     notes = [f"{name} {one['area_px']} px" for name, one in record["classes"].items()]
-    return Case(str(record["input"]), _picture(record, out, images), _peak(record), notes)
+    quality = record.get("quality") or {}
+    if quality.get("flag"):
+        reasons = ", ".join(quality.get("reasons", ()))
+        notes.append(f"{quality['flag']}: {reasons}" if reasons else str(quality["flag"]))
+    if record.get("routed"):
+        notes.append("refined" if record["routed"]["refined"] else "not refined")
+    return Case(str(record["input"]), _picture(record, out, images), _score(record, by), notes)
 
 
 def _picture(record: Record, out: Path, images: Path | None) -> Picture:
