@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     data: Annotated[Path, typer.Argument(help="Data folder with masks (docs/data.md).")],
-    mode: Annotated[str, typer.Option(help="fast, refine or auto.")] = "fast",
+    mode: Annotated[
+        str, typer.Option(help="fast, refine or auto; several, as in fast,auto, are compared with the first.")
+    ] = "fast",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     runtime: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
     include_trained: Annotated[
@@ -48,7 +50,7 @@ def evaluate(
     from samdistill.io.dataset import open_dataset
     from samdistill.predictor import Predictor, parse_mode
 
-    chosen = parse_mode(mode)
+    modes = [parse_mode(one) for one in dict.fromkeys(mode.split(","))]
     if run is not None and report is None:
         raise UsageError("--run adds to a report; say where it goes with --report FILE.")
     predictor = Predictor.load(bundle, device, runtime)
@@ -63,14 +65,23 @@ def evaluate(
     if other is not None:
         fair = {case.id for case in _choose(dataset, other, include_trained)}
         cases = tuple(case for case in cases if case.id in fair)
-    contestants = [predictor] if other is None else [predictor, other]
+    contestants = [(predictor, one) for one in modes]
+    if other is not None:
+        contestants.append((other, modes[0]))
+    for contestant, chosen in contestants:
+        contestant.require_mode(chosen)
     done, total = count(1), len(cases) * len(contestants)
     with CaseProgress("evaluating") as progress:
         result, *rest = [
             score(one, cases, chosen, seed=seed, on_case=lambda _: progress.on_case(next(done), total))
-            for one in contestants
+            for one, chosen in contestants
         ]
-    difference = compare(result, rest[0], seed=seed) if rest else None
+    names = _names(bundle, against, [result, *rest])
+    differences = {
+        name: compare(one, result, seed=seed)
+        for name, one in zip(modes[1:], rest[: len(modes) - 1], strict=True)
+    }
+    difference = compare(result, rest[-1], seed=seed) if other is not None else None
     told = {
         "bundle": {"name": predictor.manifest.name, "sha256": predictor.bundle_sha256},
         "data": {
@@ -81,11 +92,18 @@ def evaluate(
         },
         "device": {"provider": predictor.provider, "runtime": predictor.runtime},
     }
-    names = [bundle.name] if against is None else [bundle.name, against.name]
+    if differences:
+        told["modes"] = {
+            name: {
+                **one.to_dict(),
+                "difference": {metric: asdict(each) for metric, each in differences[name].items()},
+            }
+            for name, one in zip(modes[1:], rest[: len(modes) - 1], strict=True)
+        }
     if other is not None and difference is not None:
         told["against"] = {
             "bundle": {"name": other.manifest.name, "sha256": other.bundle_sha256},
-            "dice": rest[0].metrics["dice"].mean,
+            "dice": rest[-1].metrics["dice"].mean,
             "difference": {metric: asdict(one) for metric, one in difference.items()},
         }
     if report is not None:
@@ -94,8 +112,23 @@ def evaluate(
         print(json.dumps(nan_to_none({**result.to_dict(), **told}), allow_nan=False))
     else:
         _show([result, *rest], names)
+        for place, (_, one) in enumerate(differences.items(), 1):
+            print(f"\n{_told([names[place], names[0]], one['dice'])}")
         if difference is not None:
-            print(f"\n{_told(names, difference['dice'])}")
+            print(f"\n{_told([names[0], names[-1]], difference['dice'])}")
+
+
+def _names(bundle: Path, against: Path | None, results: list[Evaluation]) -> list[str]:
+    """What to call each result: its bundle, its mode where there are several, both where there are both."""
+    own = results if against is None else results[:-1]
+    modes = []
+    for one in own:
+        routes = [case.route for case in one.cases if case.route is not None]
+        refined = f" ({sum(route.refine for route in routes)} refined)" if routes else ""
+        modes.append(f"{one.mode}{refined}")
+    if against is None:
+        return [bundle.name] if len(own) == 1 else modes
+    return [bundle.name if len(own) == 1 else f"{bundle.name}, {mode}" for mode in modes] + [against.name]
 
 
 def _choose(dataset: Dataset, predictor: Predictor, include_trained: bool) -> tuple[Case, ...]:
@@ -171,26 +204,28 @@ def _show(results: list[Evaluation], names: list[str]) -> None:
             table.add_row(header, *(row[index].replace("\n", " ") for row in rows[start : start + columns]))
         print()
         console.print(table)
-    _show_trust(result)
+    _show_trust(results, names)
 
 
-def _show_trust(result: Evaluation) -> None:
-    """Calibration, what the flags are worth, and how many images mode auto refined; a line each."""
+def _show_trust(results: list[Evaluation], names: list[str]) -> None:
+    """Calibration, and for each result what its flags are worth; a line each."""
     from samdistill.report.document import number
 
     print()
+    result = results[0]
     for name, one in zip(result.class_names, result.trust or (), strict=False):
         after = "no temperature" if one.calibrated is None else f"calibrated {one.calibrated.ece:.4f}"
         print(f"{name}: expected calibration error {one.uncalibrated.ece:.4f}, {after}")
-    told = result.judged()
-    if told is not None:
-        for flag, one in told["flags"].items():
-            bad = f"{one['bad']} below {told['least_dice']:g}"
-            print(f"{flag}: {one['cases']} images, mean Dice {number(one['dice'])}, {bad}")
-        print(f"the score tells these {told['bad']} with an AUROC of {number(told['auroc'])}")
-    routes = [case.route for case in result.cases if case.route is not None]
-    if routes:
-        print(f"refined: {sum(route.refine for route in routes)} of {len(routes)}")
+    for title, evaluation in zip(names, results, strict=True):
+        told = evaluation.judged()
+        if told is None:
+            continue
+        flags = [
+            f"{one['cases']} {flag} (mean Dice {number(one['dice'])}, {one['bad']} bad)"
+            for flag, one in told["flags"].items()
+        ]
+        area = number(told["auroc"])
+        print(f"{title}: {', '.join(flags)}; bad is below {told['least_dice']:g}, AUROC of the score {area}")
 
 
 def _write_report(
