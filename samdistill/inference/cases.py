@@ -95,7 +95,7 @@ class Case:
             self._routes.append(answer.route)
         self._qualities.append(answer.quality)
         if self._options.overlay:
-            area = int(answer.masks.sum())
+            area = np.count_nonzero(answer.masks)
             if self._shown is None or area > self._shown[0]:
                 image = self._predictor.manifest.intensity.apply(pixels)
                 asked = () if answer.refined is None else answer.refined.prompts
@@ -140,7 +140,7 @@ class Case:
         if self._options.contours:
             found = collection(self._features, self.stack.size, len(self.stack))
             contours = put(outputs.contours, json.dumps(found).encode())
-        areas = self._masks.sum(axis=(0, 2, 3))
+        areas = [np.count_nonzero(self._masks[:, channel]) for channel in range(self._masks.shape[1])]
         return replace(
             record,
             status="ok",
@@ -169,8 +169,9 @@ class Case:
         if key == SEGMENTS:
             return self._segments(self._masks, settings)
         if key == LABELS:
-            ids = np.arange(1, self._masks.shape[1] + 1, dtype=np.uint8)
-            layer = (self._masks * ids[:, None, None]).sum(axis=1, dtype=np.uint8)
+            layer = self._masks[:, 0].view(np.uint8)
+            for channel in range(1, self._masks.shape[1]):  # they do not overlap
+                layer = layer + self._masks[:, channel] * np.uint8(channel + 1)
         else:
             layer = self._masks[:, self._predictor.class_names.index(key)]
         if file.suffix == ".png":

@@ -166,6 +166,9 @@ def plan(
     taken: dict[Path, Source] = {}
     inputs = {source.path.resolve(): source for source in readable}
     outputs: dict[Source, Outputs] = {}
+    folders: dict[
+        Path, Path
+    ] = {}  # as they are named -> as they are; a link in them is replaced, not followed
     for source in readable:
         kind = format_of(source.path) or "picture"
         outputs[source] = outputs_of(source.relative, kind, out, predictor, options)
@@ -182,7 +185,10 @@ def plan(
                     "Rename one, or segment them into two folders."
                 )
             taken[file] = source
-            over = inputs.get(file.resolve())
+            folder = folders.get(file.parent)
+            if folder is None:
+                folder = folders[file.parent] = file.parent.resolve()
+            over = inputs.get(folder / file.name)
             if over is not None:
                 raise UsageError(f"--out must not lead to an input: {over.path} would be written over.")
     return outputs

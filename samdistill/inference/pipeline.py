@@ -8,32 +8,32 @@ terminal.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib.util
-import math
-import re
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Event
-from typing import Any
 
-from samdistill._version import __version__
 from samdistill.errors import InputRejected, SamdistillError, SomeInputsFailed
 from samdistill.inference.cases import Case
+from samdistill.inference.jobs import (
+    Job,
+    Run,
+    failed,
+    needs_tiles,
+    now,
+    open_case,
+    predict,
+    timed,
+    write,
+)
 from samdistill.inference.listings import remove_listings, write_listings
 from samdistill.inference.outputs import (
     Options,
-    Outputs,
-    engines_of,
     plan,
     remove_stale,
-    settings_sha256,
     still_holds,
 )
 from samdistill.inference.records import (
@@ -48,16 +48,13 @@ from samdistill.inference.records import (
     journal,
 )
 from samdistill.inference.sources import Shard, Source
-from samdistill.inference.tiles import segment_in_tiles
 from samdistill.io.files import sync_folder
-from samdistill.io.stack import LIBRARIES, format_of, open_stack, read_content
+from samdistill.io.stack import LIBRARIES, format_of
 from samdistill.predictor import Pixels, Predictor, Segmentation
 
 BATCH = 8
 BATCH_PIXELS = 1 << 22  # of the images a worker holds at once, the last one not counted
 WAITING = 3  # groups a worker may be ahead
-WRITERS = 8
-LARGE_BYTES = 1 << 23  # cases of more are written by the worker itself, so that they do not pile up
 
 
 def segment_files(
@@ -116,7 +113,7 @@ def segment_files(
         outputs = {source: outputs[source] for source in sources if source in outputs}
     _require_libraries(sources)
     out.mkdir(parents=True, exist_ok=True)
-    run = _Run(predictor, out, options, outputs)
+    run = Run(predictor, out, options, outputs)
     kept = _kept(run, sources) if resume else {}
     fresh = [source for number, source in enumerate(sources, 1) if number not in kept]
     remove_stale(fresh, outputs, out, predictor, options)
@@ -171,43 +168,8 @@ def raise_for_failures(summary: Summary) -> None:
     raise SomeInputsFailed(f"{summary.failed} of {summary.total} inputs failed; the others are done.")
 
 
-class _Run:
-    """What all files of a run have in common."""
-
-    def __init__(
-        self, predictor: Predictor, out: Path, options: Options, outputs: dict[Source, Outputs]
-    ) -> None:
-        self.predictor, self.out, self.options, self.outputs = predictor, out, options, outputs
-        self.settings = options.settings(predictor)
-        self.settings_sha256 = settings_sha256(self.settings)
-        self.stop = Event()
-        self.writers = ThreadPoolExecutor(WRITERS, "samdistill-write")
-        self.facts: dict[str, Any] = {
-            "bundle_sha256": predictor.bundle_sha256,
-            "mode": options.mode,
-            "engines": engines_of(predictor, options.mode),
-            "provider": predictor.provider,
-            "settings_sha256": self.settings_sha256,
-            "versions": _versions(),
-        }
-        if options.mode == "auto":
-            least = predictor.least_gain(options.parsed_budget())
-            self.facts["least_gain"] = least if math.isfinite(least) else None  # none may be refined
-
-
-@dataclass
-class _Job:
-    """One file on its way."""
-
-    number: int
-    source: Source
-    case: Case | None = None
-    record: Record | None = None
-    timings_ms: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "segment": 0.0, "write": 0.0})
-
-
 def _work(
-    run: _Run,
+    run: Run,
     sources: Sequence[Source],
     kept: dict[int, Record],
     workers: int,
@@ -267,77 +229,47 @@ def _groups(
 
 
 def _segment_group(
-    run: _Run, group: list[tuple[int, Source]], kept: dict[int, Record]
+    run: Run, group: list[tuple[int, Source]], kept: dict[int, Record]
 ) -> list[Future[Outcome]]:
     """Segment some files; those of one image go through the network together."""
     outcomes: dict[int, Future[Outcome]] = {}
-    held: list[tuple[_Job, Pixels]] = []
+    held: list[tuple[Job, Pixels]] = []
 
     def flush() -> None:
         for job, error in _segment_singles(run, held):
-            outcomes[job.number] = _now(_failed(run, job, error)) if error else _write(run, job)
+            outcomes[job.number] = now(failed(run, job, error)) if error else write(run, job)
         held.clear()
 
     for number, source in group:
         if run.stop.is_set():
             break
         if number in kept:
-            outcomes[number] = _now(Outcome(number, kept[number], None, "kept", {}))
+            outcomes[number] = now(Outcome(number, kept[number], None, "kept", {}))
             continue
-        job = _Job(number, source)
+        job = Job(number, source)
         try:
-            case = _open(run, job)
-            if len(case.stack) == 1 and not _needs_tiles(run, case):
-                with _timed(job, "read"):
+            case = open_case(run, job)
+            if len(case.stack) == 1 and not needs_tiles(run, case):
+                with timed(job, "read"):
                     held.append((job, case.stack.image()))
             else:
                 _segment_stack(run, job, case)
-                outcomes[number] = _write(run, job)
+                outcomes[number] = write(run, job)
         except Exception as error:  # noqa: BLE001  (no file stops the rest)
-            outcomes[number] = _now(_failed(run, job, error))
+            outcomes[number] = now(failed(run, job, error))
         if sum(pixels.shape[0] * pixels.shape[1] for _, pixels in held) > BATCH_PIXELS:
             flush()
     flush()
     return [outcomes[number] for number, _ in group if number in outcomes]
 
 
-def _now(outcome: Outcome) -> Future[Outcome]:
-    """An outcome that nobody has to wait for."""
-    future: Future[Outcome] = Future()
-    future.set_result(outcome)
-    return future
-
-
-def _write(run: _Run, job: _Job) -> Future[Outcome]:
-    """Hand a segmented case to the writers; a large one is written here and now."""
-    assert job.case is not None
-    if job.case.held_bytes > LARGE_BYTES:
-        return _now(_written(run, job))
-    return run.writers.submit(_written, run, job)
-
-
-def _open(run: _Run, job: _Job) -> Case:
-    """Read a file's bytes and header."""
-    source, predictor = job.source, run.predictor
-    job.record = Record(str(source.relative), "failed", predictor.bundle_sha256, run.options.mode)
-    if source.problem is not None:
-        raise InputRejected(source.problem)
-    with _timed(job, "read"):
-        content = read_content(source.path)
-        sha256 = hashlib.sha256(content).hexdigest()
-        job.record = replace(job.record, input_sha256=sha256, settings_sha256=run.settings_sha256)
-        stack = open_stack(source.path, content)
-        job.case = Case(stack, sha256, run.outputs[source], run.options, predictor)
-    return job.case
-
-
-def _segment_singles(run: _Run, held: list[tuple[_Job, Pixels]]) -> Iterator[tuple[_Job, Exception | None]]:
+def _segment_singles(run: Run, held: list[tuple[Job, Pixels]]) -> Iterator[tuple[Job, Exception | None]]:
     """Segment images together; where that fails, one by one, so that each failure is its own file's."""
     if not held or run.stop.is_set():
         return
     started = time.perf_counter()
     try:
-        answers: list[Segmentation | None] = list(_predict(run, [pixels for _, pixels in held]))
+        answers: list[Segmentation | None] = list(predict(run, [pixels for _, pixels in held]))
     except (SamdistillError, ValueError, MemoryError):
         answers = [None] * len(held)
     share = (time.perf_counter() - started) * 1000 / len(held)
@@ -347,88 +279,26 @@ def _segment_singles(run: _Run, held: list[tuple[_Job, Pixels]]) -> Iterator[tup
         job.timings_ms["segment"] += share
         try:
             assert job.case is not None
-            job.case.add(0, pixels, answer or _predict(run, [pixels])[0])
+            job.case.add(0, pixels, answer or predict(run, [pixels])[0])
             yield job, None
         except Exception as error:  # noqa: BLE001
             yield job, error
 
 
-def _segment_stack(run: _Run, job: _Job, case: Case) -> None:
+def _segment_stack(run: Run, job: Job, case: Case) -> None:
     """Segment the images of one file, some at a time."""
     height, width = case.stack.size
     together = max(1, min(BATCH, BATCH_PIXELS // (height * width)))
     for start in range(0, len(case.stack), together):
         indices = range(start, min(start + together, len(case.stack)))
-        with _timed(job, "read"):
+        with timed(job, "read"):
             images = [case.stack.image(index) for index in indices]
-        with _timed(job, "segment"):
-            for index, pixels, answer in zip(indices, images, _predict(run, images), strict=True):
+        with timed(job, "segment"):
+            for index, pixels, answer in zip(indices, images, predict(run, images), strict=True):
                 case.add(index, pixels, answer)
 
 
-def _predict(run: _Run, images: list[Pixels]) -> list[Segmentation]:
-    tile = run.options.tile_px
-    if tile is not None and max(images[0].shape[:2]) > tile:
-        return [segment_in_tiles(run.predictor, pixels, tile) for pixels in images]
-    options = run.options
-    return run.predictor.predict_batch(
-        images,
-        options.mode,
-        batch_size=len(images),
-        budget=options.parsed_budget(),
-        abstain=options.abstain,
-        stability=options.stability,
-    )
-
-
-def _needs_tiles(run: _Run, case: Case) -> bool:
-    return run.options.tile_px is not None and max(case.stack.size) > run.options.tile_px
-
-
-def _written(run: _Run, job: _Job) -> Outcome:
-    """Write a file's outputs; on any failure none of them is left."""
-    assert job.case is not None
-    assert job.record is not None
-    try:
-        with _timed(job, "write"):
-            record = job.case.write(run.out, job.record, run.settings)
-    except Exception as error:  # noqa: BLE001
-        run.outputs[job.source].remove()
-        return _failed(run, job, error)
-    except BaseException:
-        run.outputs[job.source].remove()
-        raise
-    job.case = None
-    record = replace(record, latency_ms=round(sum(job.timings_ms.values()), 3))
-    return Outcome(job.number, record, None, "ok", job.timings_ms)
-
-
-def _failed(run: _Run, job: _Job, error: Exception) -> Outcome:
-    """Record a failure twice: with the file's name for results.jsonl, without any for messages."""
-    job.case = None
-    path = str(job.source.path)
-    if isinstance(error, MemoryError):
-        reason = f"{path}: there is not enough memory for it."
-    elif isinstance(error, OSError):
-        reason = f"{path}: {error.strerror or type(error).__name__}."
-    elif isinstance(error, (SamdistillError, ValueError)):
-        reason = str(error) if path in str(error) else f"{path}: {error}"
-    else:
-        reason = f"{path}: internal error, {type(error).__name__}."
-    known = isinstance(error, (SamdistillError, ValueError, OSError, MemoryError))
-    record = job.record or Record(
-        str(job.source.relative), "failed", run.predictor.bundle_sha256, run.options.mode
-    )
-    nameless = reason.replace(path, f"input {job.number}")
-    if re.search(rf"(?<!\w){re.escape(job.source.path.name)}(?!\w)", nameless):
-        nameless = f"input {job.number} failed."
-    kind = type(error).__name__ if known else f"internal error {type(error).__name__}"
-    if isinstance(error, ValueError):  # pixels that do not go with the intensity rule
-        kind = InputRejected.__name__
-    return Outcome(job.number, replace(record, error=reason), nameless, kind, job.timings_ms)
-
-
-def _kept(run: _Run, sources: Sequence[Source]) -> dict[int, Record]:
+def _kept(run: Run, sources: Sequence[Source]) -> dict[int, Record]:
     """Records of an earlier run that still hold, by the number of their source."""
     earlier = earlier_records(run.out)
     kept = {}
@@ -448,23 +318,3 @@ def _require_libraries(sources: Sequence[Source]) -> None:
         for library in LIBRARIES[kind]:
             if importlib.util.find_spec(library) is None:
                 raise ModuleNotFoundError(f"No module named {library!r}", name=library)
-
-
-def _versions() -> dict[str, str]:
-    """Of what may have a part in the answers; the runtimes' are with their engines."""
-    from importlib import metadata
-
-    versions = {"samdistill": __version__}
-    for library in ("numpy", "pillow", "pydicom", "highdicom", "nibabel"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[library] = metadata.version(library)
-    return versions
-
-
-@contextlib.contextmanager
-def _timed(job: _Job, what: str) -> Iterator[None]:
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        job.timings_ms[what] += (time.perf_counter() - started) * 1000

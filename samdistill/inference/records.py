@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,8 @@ class Record:
 
     def to_json(self) -> str:
         """The record as one line of JSON, what it does not have left out."""
-        return json.dumps({key: value for key, value in asdict(self).items() if value is not None})
+        # Not `asdict`, which copies deeply: every value is plain.
+        return json.dumps({key: value for key, value in vars(self).items() if value is not None})
 
     @classmethod
     def from_json(cls, line: str) -> Record | None:

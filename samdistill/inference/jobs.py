@@ -1,0 +1,175 @@
+"""What all files of a run have in common, one file on its way, and what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from samdistill._version import __version__
+from samdistill.errors import InputRejected, SamdistillError
+from samdistill.inference.cases import Case
+from samdistill.inference.outputs import Options, Outputs, engines_of, settings_sha256
+from samdistill.inference.records import Outcome, Record
+from samdistill.inference.sources import Source
+from samdistill.inference.tiles import segment_in_tiles
+from samdistill.io.stack import open_stack, read_content
+from samdistill.predictor import Pixels, Predictor, Segmentation
+
+WRITERS = 8
+LARGE_BYTES = 1 << 23  # cases of more are written by the worker itself, so that they do not pile up
+
+
+class Run:
+    """What all files of a run have in common."""
+
+    def __init__(
+        self, predictor: Predictor, out: Path, options: Options, outputs: dict[Source, Outputs]
+    ) -> None:
+        self.predictor, self.out, self.options, self.outputs = predictor, out, options, outputs
+        self.settings = options.settings(predictor)
+        self.settings_sha256 = settings_sha256(self.settings)
+        self.stop = Event()
+        self.writers = ThreadPoolExecutor(WRITERS, "samdistill-write")
+        self.facts: dict[str, Any] = {
+            "bundle_sha256": predictor.bundle_sha256,
+            "mode": options.mode,
+            "engines": engines_of(predictor, options.mode),
+            "provider": predictor.provider,
+            "settings_sha256": self.settings_sha256,
+            "versions": _versions(),
+        }
+        if options.mode == "auto":
+            least = predictor.least_gain(options.parsed_budget())
+            self.facts["least_gain"] = least if math.isfinite(least) else None  # none may be refined
+
+
+@dataclass
+class Job:
+    """One file on its way."""
+
+    number: int
+    source: Source
+    case: Case | None = None
+    record: Record | None = None
+    timings_ms: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "segment": 0.0, "write": 0.0})
+
+
+def now(outcome: Outcome) -> Future[Outcome]:
+    """An outcome that nobody has to wait for."""
+    future: Future[Outcome] = Future()
+    future.set_result(outcome)
+    return future
+
+
+def write(run: Run, job: Job) -> Future[Outcome]:
+    """Hand a segmented case to the writers; a large one is written here and now."""
+    assert job.case is not None
+    if job.case.held_bytes > LARGE_BYTES:
+        return now(written(run, job))
+    return run.writers.submit(written, run, job)
+
+
+def open_case(run: Run, job: Job) -> Case:
+    """Read a file's bytes and header."""
+    source, predictor = job.source, run.predictor
+    job.record = Record(str(source.relative), "failed", predictor.bundle_sha256, run.options.mode)
+    if source.problem is not None:
+        raise InputRejected(source.problem)
+    with timed(job, "read"):
+        content = read_content(source.path)
+        sha256 = hashlib.sha256(content).hexdigest()
+        job.record = replace(job.record, input_sha256=sha256, settings_sha256=run.settings_sha256)
+        stack = open_stack(source.path, content)
+        job.case = Case(stack, sha256, run.outputs[source], run.options, predictor)
+    return job.case
+
+
+def predict(run: Run, images: list[Pixels]) -> list[Segmentation]:
+    tile = run.options.tile_px
+    if tile is not None and max(images[0].shape[:2]) > tile:
+        return [segment_in_tiles(run.predictor, pixels, tile) for pixels in images]
+    options = run.options
+    return run.predictor.predict_batch(
+        images,
+        options.mode,
+        batch_size=len(images),
+        budget=options.parsed_budget(),
+        abstain=options.abstain,
+        stability=options.stability,
+    )
+
+
+def needs_tiles(run: Run, case: Case) -> bool:
+    return run.options.tile_px is not None and max(case.stack.size) > run.options.tile_px
+
+
+def written(run: Run, job: Job) -> Outcome:
+    """Write a file's outputs; on any failure none of them is left."""
+    assert job.case is not None
+    assert job.record is not None
+    try:
+        with timed(job, "write"):
+            record = job.case.write(run.out, job.record, run.settings)
+    except Exception as error:  # noqa: BLE001
+        run.outputs[job.source].remove()
+        return failed(run, job, error)
+    except BaseException:
+        run.outputs[job.source].remove()
+        raise
+    job.case = None
+    record = replace(record, latency_ms=round(sum(job.timings_ms.values()), 3))
+    return Outcome(job.number, record, None, "ok", job.timings_ms)
+
+
+def failed(run: Run, job: Job, error: Exception) -> Outcome:
+    """Record a failure twice: with the file's name for results.jsonl, without any for messages."""
+    job.case = None
+    path = str(job.source.path)
+    if isinstance(error, MemoryError):
+        reason = f"{path}: there is not enough memory for it."
+    elif isinstance(error, OSError):
+        reason = f"{path}: {error.strerror or type(error).__name__}."
+    elif isinstance(error, (SamdistillError, ValueError)):
+        reason = str(error) if path in str(error) else f"{path}: {error}"
+    else:
+        reason = f"{path}: internal error, {type(error).__name__}."
+    known = isinstance(error, (SamdistillError, ValueError, OSError, MemoryError))
+    record = job.record or Record(
+        str(job.source.relative), "failed", run.predictor.bundle_sha256, run.options.mode
+    )
+    nameless = reason.replace(path, f"input {job.number}")
+    if re.search(rf"(?<!\w){re.escape(job.source.path.name)}(?!\w)", nameless):
+        nameless = f"input {job.number} failed."
+    kind = type(error).__name__ if known else f"internal error {type(error).__name__}"
+    if isinstance(error, ValueError):  # pixels that do not go with the intensity rule
+        kind = InputRejected.__name__
+    return Outcome(job.number, replace(record, error=reason), nameless, kind, job.timings_ms)
+
+
+def _versions() -> dict[str, str]:
+    """Of what may have a part in the answers; the runtimes' are with their engines."""
+    from importlib import metadata
+
+    versions = {"samdistill": __version__}
+    for library in ("numpy", "pillow", "pydicom", "highdicom", "nibabel"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[library] = metadata.version(library)
+    return versions
+
+
+@contextlib.contextmanager
+def timed(job: Job, what: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        job.timings_ms[what] += (time.perf_counter() - started) * 1000
