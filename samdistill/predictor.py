@@ -46,11 +46,18 @@ class Predictor:
     """
 
     def __init__(
-        self, bundle: Bundle, student: OpenedPart, *, threads: int | None, device: str, runtime: str = "auto"
+        self,
+        bundle: Bundle,
+        student: OpenedPart,
+        *,
+        threads: int | None,
+        device: str,
+        runtime: str = "auto",
+        teacher: BundledTeacher | None = None,
     ) -> None:
         self._bundle = bundle
         self._runtime = runtime
-        self._teacher: BundledTeacher | None = None
+        self._teacher = teacher
         self._opening = Lock()
         self._least: dict[Budget | None, float] = {}
         self._timing = Lock()

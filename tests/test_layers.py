@@ -18,6 +18,7 @@ LAYERS: list[set[str]] = [
     {"train"},
     {"teacher"},
     {"matching", "kernels", "torchvision_cure"},
+    {"triton"},
     {"report", "evaluation", "inference", "trust", "verify", "bench", "doctor"},
     {"predictor", "bundled_teacher", "judging", "refined", "segmentation"},
     {"proof"},
@@ -46,6 +47,7 @@ DOORS = {
     "scipy": {"samdistill/metrics.py", "samdistill/train/random_walker.py"},
     "lightning_fabric": {"samdistill/train/"},
     "onnx": {"export/"},
+    "triton_python_backend_utils": {"samdistill/triton.py"},
 }
 
 

@@ -15,6 +15,9 @@ def export(
         str, typer.Option(help="Teacher that goes in: tiny, sam_vit_b, medsam, ..., NAME:PATH or a path.")
     ] = "tiny",
     no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Leave the teacher out.")] = False,
+    triton: Annotated[
+        Path | None, typer.Option(help="Write a model repository for Triton Inference Server there too.")
+    ] = None,
     prompts: Annotated[
         str | None, typer.Option(help="How the student prompts the teacher: mine, burden or a TOML file.")
     ] = None,
@@ -56,6 +59,7 @@ def export(
     from samdistill.export.ladder import LADDER
     from samdistill.export.pieces import Engines
     from samdistill.export.plans import wanted as plans_wanted
+    from samdistill.export.triton import check_place, write_repository
     from samdistill.refine import load_prompts
 
     wanted = [step for step in LADDER if step in (precision or [])]
@@ -65,6 +69,8 @@ def export(
     if not trt and (trt_flavor is not None or gpu is not None):
         raise UsageError("trt-flavor and gpu must be given with --trt.")
     planned = plans_wanted(trt_flavor, gpu) if trt else None
+    if triton is not None:
+        check_place(triton)
     engines = Engines(tuple(wanted), openvino=openvino, planned=planned)
     with CaseProgress("comparing") as progress:
         made = export_run(
@@ -80,6 +86,7 @@ def export(
             include_images=include_images,
             progress=progress,
         )
+    served = [] if triton is None else write_repository(made.path, triton)
     if json:
         import json as json_
 
@@ -93,6 +100,8 @@ def export(
             f"{report.model} {report.precision} in {report.runtime}: {judged} on {report.images} "
             f"validation images, mean mask Dice {report.mean_dice:.5f} (worst {report.worst_dice:.5f})"
         )
+    if triton is not None:
+        print(f"{triton}: Triton models {', '.join(served)}")
     for engine in made.unverified:
         print(
             f"{engine.model} {engine.precision} in {engine.runtime} for {', '.join(engine.plan_gpus)}: "
