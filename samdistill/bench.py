@@ -28,7 +28,8 @@ from samdistill.manifest import EngineRecord, GoldenRecord, Part
 from samdistill.metrics import dice_per_class
 from samdistill.predictor import Predictor
 from samdistill.proof import prove
-from samdistill.runtime import Engine
+from samdistill.runtime import PLANNED, Device, Engine
+from samdistill.runtime.cuda import used_mb
 from samdistill.teacher_frame import TeacherFrame, prompt_arrays
 
 Inputs = dict[str, npt.NDArray[Any]]
@@ -50,7 +51,7 @@ class EngineTiming:
     per_second
         Images (sets) a second, several in a call.
     memory_mb
-        Peak of the process beyond what it had before the engine opened.
+        Peak of the process beyond what it had before the engine opened; of a plan what the GPU holds more.
     dice
         Mean Dice of its masks against those PyTorch gave when the bundle was published.
     error
@@ -123,14 +124,16 @@ def _timed(
     known = (record.model, record.runtime, record.precision, record.verified)
     try:
         bundle = Bundle.open(root, expect_sha256=sha256)
-        before = _peak_mb()
+        on_gpu = record.runtime in PLANNED
+        index = Device.parse(device).index
+        before = used_mb(index) if on_gpu else _peak_mb()
         opened = open_record(bundle, record, device=device, threads=threads)
         engine = opened.engine
         prove(bundle, opened, partial(_golden_result, bundle, opened, device))
         one, several = _inputs(bundle, record.model, 1), _inputs(bundle, record.model, BATCH)
         times = _times(engine, one, runs)
         throughput = BATCH / float(np.median(_times(engine, several, max(3, runs // 4))))
-        memory = _peak_mb() - before
+        memory = (used_mb(index) if on_gpu else _peak_mb()) - before
         return EngineTiming(
             *known,
             provider=engine.provider,

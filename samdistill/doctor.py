@@ -15,14 +15,16 @@ from typing import Literal
 
 from samdistill._version import __version__
 from samdistill.errors import DeviceUnavailable
-from samdistill.plans import cache_folder
-from samdistill.runtime import PACKAGES, RUNTIMES, is_installed
-from samdistill.runtime.cuda import nvidia_driver
+from samdistill.plans import cache_folder, plans_folder
+from samdistill.runtime import PACKAGES, PLANNED, RUNTIMES, is_installed
+from samdistill.runtime.cuda import find_gpu, nvidia_driver
 from samdistill.runtime.onnxruntime import cuda_built_for, installed_wheels
+from samdistill.runtime.tensorrt import library_version
 
 Status = Literal["ok", "note", "wrong"]
 LIBRARIES = (
     *("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
+    "cuda-bindings",
     *("torch", "torchvision", "segment-anything", "segmentation-models-pytorch", "onnx", "onnxslim"),
 )
 CUDA_FILES = ("libcudart.so.{major}", "libcublas.so.{major}", "libcudnn.so.9")
@@ -86,13 +88,31 @@ def _wheels() -> Finding:
 def _runtimes() -> list[Finding]:
     found = []
     for runtime in RUNTIMES:
-        if is_installed(runtime):
+        if is_installed(runtime) and runtime in PLANNED:
+            found.append(_planned(runtime))
+        elif is_installed(runtime):
             found.append(Finding(f"runtime {runtime}", "ok", f"{PACKAGES[runtime]} is there"))
         else:
             found.append(
                 Finding(f"runtime {runtime}", "note", "not installed", f"pip install 'samdistill[{runtime}]'")
             )
     return found
+
+
+def _planned(runtime: str) -> Finding:
+    """TensorRT or TensorRT-RTX: the right version, and a GPU that CUDA can reach for its engines."""
+    what = f"runtime {runtime}"
+    try:
+        version = library_version(runtime)
+    except DeviceUnavailable as error:
+        return Finding(what, "wrong", str(error), f"pip install 'samdistill[{runtime}]'")
+    try:
+        gpu = find_gpu()
+    except DeviceUnavailable as error:
+        works = "it builds engines, and none runs here" if runtime == "tensorrt-rtx" else "no use without one"
+        cure = f"pip install 'samdistill[{runtime}]'" if "cuda-bindings" in str(error) else ""
+        return Finding(what, "note", f"{version}; no GPU ({str(error).split('. ')[0]}): {works}", cure)
+    return Finding(what, "ok", f"{version} on {gpu.name}, compute capability {gpu.capability / 10}")
 
 
 def _gpu() -> list[Finding]:
@@ -156,7 +176,9 @@ def _cache() -> Finding:
         cure = f"make {folder} writable, or set XDG_CACHE_HOME to a folder that is"
         return Finding("cache", "wrong", f"{folder}: {error.strerror}", cure)
     free = shutil.disk_usage(folder).free / 1e9
-    return Finding("cache", "ok", f"{folder}, {free:.0f} GB free")
+    plans = list(plans_folder().glob("*.plan"))
+    held = f", {len(plans)} plans of {sum(f.stat().st_size for f in plans) / 1e6:.0f} MB" if plans else ""
+    return Finding("cache", "ok", f"{folder}, {free:.0f} GB free{held}")
 
 
 def _version(name: str) -> str | None:

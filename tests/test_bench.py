@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_gpu
 import pytest
 from bundles import rewrite
 
-from samdistill.bench import bench
+from samdistill.bench import _timed, bench
+from samdistill.bundle import Bundle
 from samdistill.errors import BundleError
+from samdistill.runtime.cuda import find_gpu
 
 
 def test_every_engine_is_timed_and_held_against_the_published_masks(tiny_bundle: Path) -> None:
@@ -43,6 +46,29 @@ def test_a_damaged_bundle_is_not_timed(tiny_bundle: Path) -> None:
         bench(tiny_bundle, expect_sha256="0" * 64)
     with pytest.raises(ValueError, match="runs must be at least 1"):
         bench(tiny_bundle, runs=0)
+
+
+def test_an_engine_of_tensorrt_is_proved_before_it_is_timed_and_its_memory_is_the_gpus(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    _, library = fake_gpu.install(monkeypatch)
+    rewrite(
+        tiny_bundle,
+        lambda values: values["engines"].append(
+            {**values["engines"][0], "runtime": "tensorrt", "device": "cuda"}
+        ),
+    )
+    opened = Bundle.open(tiny_bundle)
+    job = (str(tiny_bundle), opened.sha256, opened.manifest.engines[1], "cuda", None, 2)
+    one = _timed(*job)
+    assert one.error is None
+    assert (one.runtime, one.provider, one.dice) == ("tensorrt", "NVIDIA Fake, tensorrt 10.13.3.9", 1.0)
+    assert 0 < one.memory_mb < 1000
+    assert len(list((tmp_path / "cache" / "samdistill" / "plans").glob("*.plan"))) == 1
+    library.__version__, library.wrong = "10.14", 0.5
+    assert "golden cases come out otherwise" in str(_timed(*job).error)
+    find_gpu.cache_clear()
 
 
 def test_the_command_prints_a_table_or_json(tiny_bundle: Path) -> None:

@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_gpu
 import pytest
 
 import samdistill.doctor as doctor
 from samdistill.doctor import Finding, examine
+from samdistill.errors import DeviceUnavailable
+from samdistill.runtime.cuda import find_gpu, nvidia_driver
 
 
 def by_name() -> dict[str, Finding]:
@@ -73,6 +76,31 @@ def test_the_cpu_wheel_beside_a_gpu_is_noted(monkeypatch: pytest.MonkeyPatch) ->
     gpu_machine(monkeypatch, torch="2.13.0")
     monkeypatch.setattr(doctor, "installed_wheels", lambda: ["onnxruntime"])
     assert "samdistill[gpu]" in by_name()["CUDA in ONNX Runtime"].cure
+
+
+def test_tensorrt_is_examined_with_its_version_and_the_gpu_it_needs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = by_name()
+    assert found["runtime tensorrt"].cure == "pip install 'samdistill[tensorrt]'"
+    if nvidia_driver() is None:
+        assert found["runtime tensorrt-rtx"].status == "note"
+        assert "none runs here" in found["runtime tensorrt-rtx"].detail
+    with monkeypatch.context() as patch:
+        fake_gpu.install(patch)
+        patch.setattr(doctor, "is_installed", lambda runtime: True)
+        (tmp_path / "samdistill" / "plans").mkdir(parents=True)
+        (tmp_path / "samdistill" / "plans" / "a.plan").write_bytes(bytes(2_000_000))
+        found = by_name()
+        assert found["runtime tensorrt"].detail == "10.13.3.9 on NVIDIA Fake, compute capability 8.9"
+        assert "1 plans of 2 MB" in found["cache"].detail
+    find_gpu.cache_clear()
+    monkeypatch.setattr(doctor, "library_version", lambda runtime: (_ for _ in ()).throw(OLD))
+    assert by_name()["runtime tensorrt-rtx"].status == "wrong"
+
+
+OLD = DeviceUnavailable("tensorrt-rtx must be >=1.7,<2.0, not 1.0.")
 
 
 def test_a_cache_that_cannot_be_written_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
