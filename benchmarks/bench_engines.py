@@ -152,6 +152,7 @@ def main() -> int:
     options = (arguments.threads, arguments.rounds)
     cases = {"student": student(*options), "encoder": encoder(*options), "decoder": decoder(*options)}
     ratios: dict[str, dict[str, float]] = {}
+    together: dict[str, dict[str, float]] = {}
     for kind in ("median_ms", "shortest_ms"):
         own = ratios[kind] = {}
         for name in ("student", "encoder"):
@@ -159,8 +160,10 @@ def main() -> int:
             eager = times.pop("PyTorch eager fp32")
             own[name] = eager / min(times.values())
         times = {engine: found[kind] for engine, found in cases["decoder"].items()}
-        own["decoder"] = min(times[f"{r} {SETS} calls"] for r in ("onnxruntime", "openvino")) / min(
-            times[f"{r} one call"] for r in ("onnxruntime", "openvino")
+        runtimes = ("onnxruntime", "openvino")
+        together[kind] = {r: times[f"{r} {SETS} calls"] / times[f"{r} one call"] for r in runtimes}
+        own["decoder"] = min(times[f"{r} {SETS} calls"] for r in runtimes) / min(
+            times[f"{r} one call"] for r in runtimes
         )
     targets = {"student": 5.0, "encoder": 2.0, "decoder": 1.2}
     document = {
@@ -169,11 +172,14 @@ def main() -> int:
         "rounds": arguments.rounds,
         "cases": cases,
         "best_engine_against_eager": ratios,
+        "decoder_one_call_against_32_in_each_engine": together,
         "targets": targets,
     }
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
     for name, target in targets.items():
         print(f"{name}: {ratios['median_ms'][name]:.2f}x of medians (to reach: {target}x)")
+    for runtime, ratio in together["median_ms"].items():
+        print(f"decoder in {runtime}: one call {ratio:.2f}x as fast as {SETS}")
     return 0 if all(ratios["median_ms"][name] >= target for name, target in targets.items()) else 1
 
 
