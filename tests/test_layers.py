@@ -44,6 +44,7 @@ DOORS = {
     "numba": {"samdistill/kernels.py"},
     "nibabel": {"samdistill/io/nifti.py"},
     "pydicom": {"samdistill/io/dicom.py"},
+    "cv2": {"samdistill/io/video.py", "samdistill/teacher/tiny/"},
     "scipy": {"samdistill/metrics.py", "samdistill/train/random_walker.py"},
     "lightning_fabric": {"samdistill/train/"},
     "onnx": {"export/"},

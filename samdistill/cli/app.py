@@ -85,6 +85,7 @@ EXTRAS = {
     "scipy": "evaluate",
     "nibabel": "nifti",
     "pydicom": "dicom",
+    "cv2": "video",
     "highdicom": "dicom",
 }
 """The extra that brings a library which base does without."""

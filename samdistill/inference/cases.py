@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from samdistill import quality, routing
 from samdistill.arrays import Image, Masks
@@ -22,6 +23,7 @@ from samdistill.io.files import write_bytes
 from samdistill.io.images import mask_bytes, png_bytes
 from samdistill.io.measurements import measure
 from samdistill.io.stack import Stack
+from samdistill.manifest import Manifest
 from samdistill.predictor import Pixels, Predictor, Segmentation
 from samdistill.prompts import Prompts
 from samdistill.quality import Quality
@@ -95,7 +97,7 @@ class Case:
             self._routes.append(answer.route)
         self._qualities.append(answer.quality)
         if self._options.overlay:
-            area = np.count_nonzero(answer.masks)
+            area = int(np.count_nonzero(answer.masks))
             if self._shown is None or area > self._shown[0]:
                 image = self._predictor.manifest.intensity.apply(pixels)
                 asked = () if answer.refined is None else answer.refined.prompts
@@ -169,7 +171,7 @@ class Case:
         if key == SEGMENTS:
             return self._segments(self._masks, settings)
         if key == LABELS:
-            layer = self._masks[:, 0].view(np.uint8)
+            layer: npt.NDArray[Any] = self._masks[:, 0].view(np.uint8)
             for channel in range(1, self._masks.shape[1]):  # they do not overlap
                 layer = layer + self._masks[:, channel] * np.uint8(channel + 1)
         else:
@@ -205,12 +207,17 @@ class Case:
         return segmentation_bytes(self.stack, values, segments, provenance)
 
     def _overlay_content(self) -> bytes:
-        from samdistill.report.overlay import draw_overlay
-
         assert self._shown is not None
         _, image, masks, prompts = self._shown
-        colours = [_rgb(one.colour) for one in self._predictor.manifest.classes]
-        return png_bytes(draw_overlay(image, masks, colours, prompts=prompts))
+        return draw(image, masks, prompts, self._predictor.manifest)
+
+
+def draw(image: Image, masks: Masks, prompts: Sequence[Sequence[Prompts]], manifest: Manifest) -> bytes:
+    """Encode an overlay as PNG, in the classes' colours."""
+    from samdistill.report.overlay import draw_overlay
+
+    colours = [_rgb(one.colour) for one in manifest.classes]
+    return png_bytes(draw_overlay(image, masks, colours, prompts=prompts))
 
 
 def _features(mask: Any, name: str, class_id: int, image: int | None) -> list[dict[str, Any]]:

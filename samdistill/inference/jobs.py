@@ -24,6 +24,8 @@ from samdistill.inference.tiles import segment_in_tiles
 from samdistill.io.stack import open_stack, read_content
 from samdistill.predictor import Pixels, Predictor, Segmentation
 
+BATCH = 8
+BATCH_PIXELS = 1 << 22  # of the images a worker holds at once, the last one not counted
 WRITERS = 8
 LARGE_BYTES = 1 << 23  # cases of more are written by the worker itself, so that they do not pile up
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from samdistill._version import __version__
 from samdistill.errors import UsageError
@@ -16,10 +18,12 @@ from samdistill.inference.records import Record
 from samdistill.inference.sources import Source
 from samdistill.io.files import sha256_file
 from samdistill.io.stack import Format, format_of, stem
+from samdistill.io.video import is_video
 from samdistill.predictor import Mode, Predictor
 from samdistill.routing import Budget
 from samdistill.runtime import PACKAGES
 
+FRAMES = "frames.csv"  # of a video, in the folder of its masks
 OVERLAYS, PROBABILITIES, CONTOURS = "overlays", "probabilities", "contours"
 SEGMENTS, LABELS = "segments", "labels"
 SMALLEST_TILE_PX = 64
@@ -127,18 +131,30 @@ class Outputs:
     def remove(self) -> None:
         """Remove what is there of them."""
         for file in self.files:
-            file.unlink(missing_ok=True)
+            if (file / FRAMES).is_file():
+                shutil.rmtree(file)
+            elif not file.is_dir():
+                file.unlink(missing_ok=True)
+
+
+def kind_of(path: Path) -> Format | Literal["video"] | None:
+    """Tell by its name what a file is."""
+    return "video" if is_video(path) else format_of(path)
 
 
 def outputs_of(
-    relative: PurePosixPath, kind: Format, out: Path, predictor: Predictor, options: Options
+    relative: PurePosixPath,
+    kind: Format | Literal["video"],
+    out: Path,
+    predictor: Predictor,
+    options: Options,
 ) -> Outputs:
-    """Name the outputs of a file of this format."""
+    """Name the outputs of a file of this kind; a video's masks are folders, with the suffix the file has."""
     name = stem(str(relative))
-    of_maps = {"picture": ".png", "nifti": ".nii", "dicom": ".dcm"}[kind]
+    of_maps = {"picture": ".png", "nifti": ".nii", "dicom": ".dcm", "video": ""}[kind]
     if relative.name.lower().endswith(".nii.gz"):
         of_maps = ".nii.gz"
-    suffix = ".png" if options.png else of_maps
+    suffix = ".png" if options.png and kind != "video" else of_maps
     if suffix == ".dcm":
         masks = {SEGMENTS: out / f"{name}.dcm"}
     elif predictor.manifest.multi_label:
@@ -170,7 +186,7 @@ def plan(
         Path, Path
     ] = {}  # as they are named -> as they are; a link in them is replaced, not followed
     for source in readable:
-        kind = format_of(source.path) or "picture"
+        kind = kind_of(source.path) or "picture"
         outputs[source] = outputs_of(source.relative, kind, out, predictor, options)
         for file in outputs[source].files:
             other = taken.get(file)
@@ -223,7 +239,7 @@ def remove_stale(
             for file in outputs[source].files:
                 names.setdefault(file.parent, set()).add(file.name)
         else:
-            kind = format_of(source.path)
+            kind = kind_of(source.path)
             if kind is not None:
                 left = outputs_of(PurePosixPath(source.path.name), kind, out, predictor, options)
                 if not any(file.resolve() in inputs for file in left.files):
@@ -231,5 +247,9 @@ def remove_stale(
     for folder, known in names.items():
         for file in folder.glob(".*.tmp"):
             match = _LEFTOVER.fullmatch(file.name)
-            if match is not None and match["name"] in known:
+            if match is None or match["name"] not in known:
+                continue
+            if file.is_dir():
+                shutil.rmtree(file)
+            else:
                 file.unlink(missing_ok=True)

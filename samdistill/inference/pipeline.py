@@ -19,6 +19,8 @@ from pathlib import Path
 from samdistill.errors import InputRejected, SamdistillError, SomeInputsFailed
 from samdistill.inference.cases import Case
 from samdistill.inference.jobs import (
+    BATCH,
+    BATCH_PIXELS,
     Job,
     Run,
     failed,
@@ -48,12 +50,12 @@ from samdistill.inference.records import (
     journal,
 )
 from samdistill.inference.sources import Shard, Source
+from samdistill.inference.videos import segment_video
 from samdistill.io.files import sync_folder
 from samdistill.io.stack import LIBRARIES, format_of
+from samdistill.io.video import LIBRARY, is_video
 from samdistill.predictor import Pixels, Predictor, Segmentation
 
-BATCH = 8
-BATCH_PIXELS = 1 << 22  # of the images a worker holds at once, the last one not counted
 WAITING = 3  # groups a worker may be ahead
 
 
@@ -247,6 +249,11 @@ def _segment_group(
             outcomes[number] = now(Outcome(number, kept[number], None, "kept", {}))
             continue
         job = Job(number, source)
+        if source.problem is None and is_video(source.path):
+            outcome = segment_video(run, job)
+            if outcome is not None:
+                outcomes[number] = now(outcome)
+            continue
         try:
             case = open_case(run, job)
             if len(case.stack) == 1 and not needs_tiles(run, case):
@@ -313,8 +320,10 @@ def _kept(run: Run, sources: Sequence[Source]) -> dict[int, Record]:
 
 def _require_libraries(sources: Sequence[Source]) -> None:
     """Make sure, before anything is done, that every file's format can be read."""
-    for kind in {format_of(source.path) for source in sources if source.problem is None} - {None}:
-        assert kind is not None
-        for library in LIBRARIES[kind]:
-            if importlib.util.find_spec(library) is None:
-                raise ModuleNotFoundError(f"No module named {library!r}", name=library)
+    paths = [source.path for source in sources if source.problem is None]
+    wanted = [library for kind in {format_of(path) for path in paths} if kind for library in LIBRARIES[kind]]
+    if any(is_video(path) for path in paths):
+        wanted.append(LIBRARY)
+    for library in wanted:
+        if importlib.util.find_spec(library) is None:
+            raise ModuleNotFoundError(f"No module named {library!r}", name=library)

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from samdistill.errors import UsageError
 from samdistill.io.stack import format_of
+from samdistill.io.video import is_video
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _walk(root: Path) -> list[Path]:
 
 def _is_input(path: Path, relative: Path) -> bool:
     hidden = any(part.startswith(".") for part in relative.parts)
-    return not hidden and format_of(path) is not None
+    return not hidden and (is_video(path) or format_of(path) is not None)
 
 
 def _split_pattern(path: Path) -> tuple[Path, str]:

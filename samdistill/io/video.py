@@ -1,0 +1,126 @@
+"""Video files -> frames, one after the other and never all at once, through OpenCV's FFmpeg.
+
+The only module of inference that imports OpenCV, and only when a video is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samdistill.arrays import Image
+from samdistill.errors import InputRejected
+from samdistill.io.images import MAX_PIXELS
+from samdistill.io.stack import check_sizes
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
+LIBRARY = "cv2"
+SPARE = 0.01  # of the frames that a header promises; some containers only estimate them
+_STARTS = (b"RIFF", b"\x1a\x45\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"\x30\x26\xb2\x75")
+_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")  # at byte 4 of MP4 and MOV
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One frame.
+
+    Attributes
+    ----------
+    index
+        From 0.
+    time_ms
+        Since the beginning.
+    image
+        uint8 (H, W, 3) RGB, upright.
+    """
+
+    index: int
+    time_ms: float
+    image: Image
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file's name is a video's."""
+    return path.name.lower().endswith(VIDEO_SUFFIXES)
+
+
+def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
+    """Read a video frame by frame.
+
+    Parameters
+    ----------
+    path
+        The file; of several video streams the first.
+    max_pixels
+        Larger frames are refused before one is decoded.
+
+    Yields
+    ------
+    Frame
+        All have one size.
+
+    Raises
+    ------
+    InputRejected
+        When the file is missing, no video, too large, cut short, or changes its size. Damage inside a stream
+        is concealed by its decoder, as in any player.
+    ModuleNotFoundError
+        When OpenCV is not installed.
+    """
+    _check_start(path)
+    cv2 = _library()
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    try:
+        if not capture.isOpened():
+            raise InputRejected(f"{path} must be a video, and is none or damaged. Export it again.")
+        size = tuple(int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
+        promised = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        check_sizes(path, (size[0], size[1]), 1, max_pixels, max_pixels)
+        count, shape = 0, None
+        while True:
+            found, pixels = capture.read()
+            if not found:
+                break
+            if pixels.shape != (shape or pixels.shape):
+                raise InputRejected(f"{path} must have frames of one size. Export it again.")
+            shape = pixels.shape
+            time_ms = float(capture.get(cv2.CAP_PROP_POS_MSEC))
+            yield Frame(count, time_ms, np.ascontiguousarray(pixels[:, :, ::-1]))
+            count += 1
+        if count == 0 or promised - count > max(1.0, SPARE * promised):
+            raise InputRejected(
+                f"{path} must have {promised:.0f} frames, and only {count} can be read: it was cut short. "
+                "Copy it again."
+            )
+    except cv2.error as error:
+        raise InputRejected(f"{path} cannot be read: it is damaged.") from error
+    finally:
+        capture.release()
+
+
+def _check_start(path: Path) -> None:
+    """Let nothing but a container reach FFmpeg, which would open what a playlist names."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(12)
+    except OSError as error:
+        raise InputRejected(f"{path} cannot be read: {error.strerror}.") from error
+    if not start:
+        raise InputRejected(f"{path} is empty (0 bytes). Copy it again or remove it.")
+    if not start.startswith(_STARTS) and start[4:8] not in _ATOMS:
+        raise InputRejected(f"{path} must be a video, and is none or damaged. Export it again.")
+
+
+def _library() -> Any:
+    """Import OpenCV, which then says nothing: its messages name files."""
+    os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "-8"
+    import cv2
+
+    library: Any = cv2
+    library.utils.logging.setLogLevel(library.utils.logging.LOG_LEVEL_SILENT)
+    return library

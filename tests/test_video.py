@@ -1,0 +1,192 @@
+"""Videos: a stream of frames in bounded memory, numbered masks, whole or not there, and no name told."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from bundles import colours, rewrite
+from test_inference import run, save, segment, segment_all, tree
+
+from samdistill.errors import InputRejected
+from samdistill.inference import gather
+from samdistill.io import read_mask
+from samdistill.io.video import frames
+from samdistill.predictor import Predictor
+
+
+def clip(path: Path, pictures: list[Any], codec: str = "FFV1", rate: float = 25.0) -> Path:
+    """Write a video; FFV1 loses nothing but what RGB loses on its way to YUV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = pictures[0].shape[:2]
+    file = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*codec), rate, (width, height))
+    assert file.isOpened()
+    for picture in pictures:
+        file.write(np.ascontiguousarray(picture[:, :, ::-1]))
+    file.release()
+    return path
+
+
+def moving(count: int, height: int = 64, width: int = 96) -> list[Any]:
+    return [np.roll(colours(height, width), 3 * number, axis=1) for number in range(count)]
+
+
+def test_frames_come_in_order_upright_and_red_stays_red(tmp_path: Path) -> None:
+    for name, codec in (("a.avi", "FFV1"), ("b.mp4", "mp4v"), ("c.mkv", "FFV1"), ("d.avi", "MJPG")):
+        pictures = moving(7)
+        found = list(frames(clip(tmp_path / name, pictures, codec)))
+        assert [frame.index for frame in found] == list(range(7))
+        assert [round(frame.time_ms) for frame in found] == [40 * number for number in range(7)]
+        for frame, picture in zip(found, pictures, strict=True):
+            difference = np.abs(frame.image.astype(int) - picture).mean()
+            assert difference < 12, (name, frame.index, difference)
+
+
+def test_masks_are_numbered_frames_that_the_predictor_gives(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    path = clip(folder / "site" / "a.avi", moving(11))
+    save(folder / "b.png")
+    picture, video = segment(tiny_bundle, folder, out, overlay=True, measurements=True)
+    assert (picture.input, video.input) == ("b.png", "site/a.avi")
+    assert (video.status, video.images, video.image_size) == ("ok", 11, (64, 96))
+    assert video.masks == {"labels": "site/a.avi"}
+    names = [f"site/a.avi/{number:06}.png" for number in range(11)]
+    written = [one for one in tree(out) if "a.avi" in one]
+    assert written == ["overlays/site/a.avi.png", *names, "site/a.avi/frames.csv"]
+    assert sorted(video.files or {}) == written
+    predictor = Predictor.load(tiny_bundle)
+    areas = 0
+    for frame, name in zip(frames(path), names, strict=True):
+        wanted = predictor.predict(frame.image).labels()
+        np.testing.assert_array_equal(read_mask(out / name), wanted)
+        areas += int((wanted == 1).sum())
+    assert video.classes is not None and video.classes["red"]["area_px"] == areas > 0
+    with (out / "site/a.avi/frames.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 22
+    assert sum(int(row["area_px"]) for row in rows if row["class"] == "red") == areas
+    assert [row["time_ms"] for row in rows[::2]] == [f"{40 * number}.0" for number in range(11)]
+    with (out / "measurements.csv").open() as file:
+        assert sum(row["input"] == "site/a.avi" for row in csv.DictReader(file)) == 22
+
+
+def test_overlapping_classes_get_a_folder_each(tiny_bundle: Path, tmp_path: Path) -> None:
+    rewrite(tiny_bundle, lambda values: values.update(multi_label=True))
+    clip(tmp_path / "in" / "a.avi", moving(2))
+    segment(tiny_bundle, tmp_path / "in", tmp_path / "out")
+    folders = {name.split("/a.avi/")[0] for name in tree(tmp_path / "out") if "a.avi" in name}
+    assert folders == {"red", "bright"}
+
+
+def test_what_is_there_is_kept_and_what_changed_is_done_again(tiny_bundle: Path, tmp_path: Path) -> None:
+    path, out = clip(tmp_path / "in" / "a.avi", moving(3)), tmp_path / "out"
+    predictor = Predictor.load(tiny_bundle)
+
+    def kept() -> int:
+        return segment_all(predictor, gather([str(tmp_path / "in")], out), out, resume=True)[0].kept
+
+    assert (kept(), kept()) == (0, 1)
+    (out / "a.avi" / "000001.png").unlink()
+    assert (kept(), kept()) == (0, 1)
+    clip(path, moving(2))
+    assert (kept(), kept()) == (0, 1)
+    assert len(list((out / "a.avi").iterdir())) == 3
+    path.write_bytes(path.read_bytes()[:700])
+    assert kept() == 0
+    assert not (out / "a.avi").exists()
+
+
+def test_a_killed_runs_half_folder_goes_and_a_folder_of_ones_own_stays(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    path, out = clip(tmp_path / "in" / "a.avi", moving(2)), tmp_path / "out"
+    half = out / ".a.avi.01234567.tmp"
+    half.mkdir(parents=True)
+    (half / "000000.png").write_bytes(b"half")
+    segment(tiny_bundle, path, out)
+    assert not half.exists()
+    mine = tmp_path / "mine" / "a.avi"
+    save(mine / "000000.png")
+    (record,) = segment(tiny_bundle, path, tmp_path / "mine")
+    assert record.status == "failed"
+    assert tree(mine) == ["000000.png"]
+
+
+def test_memory_does_not_grow_with_the_number_of_frames(tiny_bundle: Path, tmp_path: Path) -> None:
+    predictor = Predictor.load(tiny_bundle)
+    peaks = []
+    for count in (30, 120):
+        path = clip(tmp_path / f"{count}.avi", moving(count, 96, 128), "MJPG")
+        tracemalloc.start()
+        segment(predictor, path, tmp_path / "out")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_damage_is_one_failed_input_without_a_name(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    good = clip(folder / "Doering_good.mp4", moving(40), "mp4v").read_bytes()
+    (folder / "Doering_empty.mp4").write_bytes(b"")
+    (folder / "Doering_head.mp4").write_bytes(good[: len(good) // 2])
+    (folder / "Doering_text.mkv").write_text("Janina")
+    (folder / "Doering_list.mp4").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/Janina.ts\n")
+    cut = clip(folder / "Doering_cut.avi", moving(40), "MJPG")
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    code = (
+        "import sys; from samdistill.cli import app\n"
+        "def no_sockets(event, arguments):\n"
+        "    if event.startswith('socket.'): raise SystemExit('a socket was used: ' + event)\n"
+        "sys.addaudithook(no_sockets)\n"
+        "app.main()"
+    )
+    words = ["infer", tiny_bundle, folder, "--out", out]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    assert "5 of 6 inputs failed" in done.stderr
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert {one["input"] for one in lines if one["status"] == "ok"} == {"Doering_good.mp4"}
+    errors = {one["input"]: one["error"] for one in lines if one["status"] == "failed"}
+    assert "cut short" in errors["Doering_cut.avi"]
+    assert [one.name for one in out.iterdir() if one.is_dir()] == ["Doering_good.mp4"]
+    for text in (done.stderr, done.stdout, (out / "audit.jsonl").read_text()):
+        for name in ("Doering", "Janina", str(folder)):
+            assert name not in text, text
+
+
+def test_large_frames_are_refused_from_the_header(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.avi", moving(1))
+    with pytest.raises(InputRejected, match="must have at most 100 pixels"):
+        next(frames(path, max_pixels=100))
+
+
+def test_what_a_video_cannot_have_is_said(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.avi", moving(1))
+    (record,) = segment(tiny_bundle, path, tmp_path / "out", contours=True)
+    assert "without --contours" in str(record.error)
+
+
+def test_without_opencv_the_extra_is_named_before_anything_is_written(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip(tmp_path / "in" / "a.avi", moving(1))
+    blocker = tmp_path / "site" / "sitecustomize.py"
+    blocker.parent.mkdir()
+    blocker.write_text(
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'cv2' else find(name, *rest)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(blocker.parent))
+    done = run(tiny_bundle, tmp_path / "in", "--out", tmp_path / "out")
+    assert (done.returncode, "samdistill[video]" in done.stderr) == (6, True)
+    assert not (tmp_path / "out").exists()
