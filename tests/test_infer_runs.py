@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -238,3 +241,26 @@ def test_killed_at_twenty_random_moments_nothing_is_partial_or_stale(
         [sys.executable, "-c", KILLS, *map(str, words)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_progress_says_how_many_images_a_second(tiny_bundle: Path, tmp_path: Path) -> None:
+    """On a terminal a bar, elsewhere the last line; files kept from an earlier run do not count."""
+    fill(tmp_path / "in", 12)
+    command = [sys.executable, "-m", "samdistill", "infer", str(tiny_bundle), str(tmp_path / "in"), "--out"]
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [*command, str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=theirs, text=True, check=True
+    )
+    os.close(theirs)
+    shown = ""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while part := os.read(ours, 65536):
+            shown += part.decode()
+    os.close(ours)
+    assert re.search(r"segmenting.*12/12.* \d+\.\d images/s", shown)
+    assert re.search(r"12 of 12 files segmented .*, \d+\.\d images/s, see results.jsonl", done.stdout)
+    again = subprocess.run(
+        [*command, str(tmp_path / "out"), "--resume"], capture_output=True, text=True, check=True
+    )
+    assert "12 of them by an earlier run" in again.stdout
+    assert "images/s" not in again.stdout

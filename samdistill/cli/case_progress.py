@@ -22,6 +22,7 @@ class CaseProgress:
         self._what = what
         self._bar: object | None = None
         self._started = self._told = time.monotonic()
+        self._images = 0
 
     def __enter__(self) -> CaseProgress:
         return self
@@ -40,8 +41,15 @@ class CaseProgress:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def on_case(self, done: int, total: int) -> None:
-        """Cases done so far; a single case needs no bar."""
+    @property
+    def rate(self) -> str:
+        """Images a second since the beginning, for people; "" before the first."""
+        per_second = self._images / max(1e-3, time.monotonic() - self._started)
+        return f"{per_second:.1f} images/s" if self._images else ""
+
+    def on_case(self, done: int, total: int, images: int = 0) -> None:
+        """Cases done so far; `images` of the last one, where a rate is wanted. A single case needs no bar."""
+        self._images += images
         if total < 2:
             return
         if sys.stderr.isatty():
@@ -49,7 +57,8 @@ class CaseProgress:
         elif time.monotonic() - self._told > LINE_EVERY_S:
             self._told = time.monotonic()
             left = (total - done) * (self._told - self._started) / max(1, done)
-            print(f"{self._what} {done}/{total}  about {left:.0f} s left", file=sys.stderr, flush=True)
+            said = "  ".join([f"{self._what} {done}/{total}", *filter(None, [self.rate])])
+            print(f"{said}  about {left:.0f} s left", file=sys.stderr, flush=True)
 
     def _draw(self, done: int, total: int) -> None:
         from rich.console import Console
@@ -60,13 +69,14 @@ class CaseProgress:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
-            self._bar.add_task(self._what, total=total)
+            self._bar.add_task(self._what, total=total, rate="")
             self._bar.start()
         assert isinstance(self._bar, Progress)
-        self._bar.update(self._bar.task_ids[0], completed=done)
+        self._bar.update(self._bar.task_ids[0], completed=done, rate=self.rate)
         if done == total:
             self._stop()
 

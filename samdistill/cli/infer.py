@@ -96,7 +96,8 @@ def infer(
                 print(outcome.record.to_json(), flush=True)
             if outcome.reason is not None and count > 1:
                 progress.on_message(f"failed: {outcome.reason}")
-            progress.on_case(done, count)
+            fresh = outcome.exit != "kept" and outcome.record.status == "ok"
+            progress.on_case(done, count, (outcome.record.images or 1) if fresh else 0)
 
         try:
             summary = segment_files(
@@ -118,5 +119,6 @@ def infer(
         meaning = ", ".join(f"{i} {name}" for i, name in enumerate(predictor.class_names, 1))
         how = "one mask a class" if predictor.manifest.multi_label else f"values: {meaning}"
         kept = f", {summary.kept} of them by an earlier run" if summary.kept else ""
-        print(f"{out}: {segmented} of {count} files segmented{kept} ({how}), see {RESULTS}")
+        rate = f", {progress.rate}" if progress.rate and count > 1 else ""
+        print(f"{out}: {segmented} of {count} files segmented{kept} ({how}){rate}, see {RESULTS}")
     raise_for_failures(summary)
