@@ -58,11 +58,14 @@ class RefineConfig:
 
 MINE = RefineConfig()
 BURDEN = RefineConfig(prompting.BURDEN, first_pass="box", second_pass="points")
-NAMED = {"mine": MINE, "burden": BURDEN}
+BOX = RefineConfig(PromptConfig(per_component=True, points="none", min_area_px=40), first_pass="box")
+"""A box around each component, specks left out: what wins most at inference (benchmarks/routing.py)."""
+
+NAMED = {"mine": MINE, "burden": BURDEN, "box": BOX}
 
 
 def load_prompts(name: str) -> RefineConfig:
-    """The configuration that a paper's name, "mine" or "burden", or a TOML file stands for.
+    """The configuration that a name, "mine" or "burden" (the papers') or "box", or a TOML file stands for.
 
     Parameters
     ----------

@@ -435,7 +435,7 @@ def test_a_bundle_is_made_again_bit_by_bit(cases: list[Case], tmp_path: Path) ->
     ("options", "message"),
     [
         ({"precision": ["fp7"]}, "precision must be one of int8, fp16, bf16, mixed, fp32, not 'fp7'"),
-        ({"prompts": "loudly"}, "prompts must be mine, burden or a TOML file, not 'loudly'"),
+        ({"prompts": "loudly"}, "prompts must be mine, burden, box or a TOML file, not 'loudly'"),
         ({"teacher": "sam_vit_x"}, "sam_vit_x"),
     ],
 )

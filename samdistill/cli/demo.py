@@ -46,6 +46,7 @@ def demo(
         "--cache",
         out / "cache",
     ]
+    compared = ["--against", supervised, "--run", runs["mine"], "--report", report]
     commands = [
         ["phantoms", data, "--kind", kind, "--count", 200, "--seed", 1],
         ["phantoms", unseen, "--kind", kind, "--count", 60, "--seed", 2],
@@ -53,10 +54,10 @@ def demo(
         ["train", data, "--out", runs["supervised"], *budget],
         ["train", data, "--out", runs["mine"], *budget, *mining],
         ["export", runs["supervised"], "--out", supervised, "--no-teacher", "--licence", "Apache-2.0"],
-        ["export", runs["mine"], "--out", mined, "--licence", "Apache-2.0"],
+        ["export", runs["mine"], "--out", mined, "--prompts", "box", "--licence", "Apache-2.0"],
         ["verify", mined],
-        ["infer", mined, unseen / "images", "--out", predictions, "--overlay"],
-        ["evaluate", mined, unseen, "--against", supervised, "--run", runs["mine"], "--report", report],
+        ["infer", mined, unseen / "images", "--out", predictions, "--overlay", "--mode", "auto"],
+        ["evaluate", mined, unseen, "--mode", "fast,refine,auto", *compared],
     ]
     started = time.monotonic()
     for words in commands:
