@@ -21,7 +21,7 @@ def evaluate(
         str, typer.Option(help="fast, refine or auto; several, as in fast,auto, are compared with the first.")
     ] = "fast",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    runtime: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
+    runtime: Annotated[str, typer.Option(help="auto, or a runtime of docs/engines.md.")] = "auto",
     include_trained: Annotated[
         bool, typer.Option("--include-trained", help="Score images the bundle was trained on, too.")
     ] = False,

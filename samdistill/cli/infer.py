@@ -26,7 +26,7 @@ def infer(
         bool, typer.Option("--stability", help="Ask the teacher once more, with prompts moved a little.")
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    runtime: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
+    runtime: Annotated[str, typer.Option(help="auto, or a runtime of docs/engines.md.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads in all; default: all cores.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in one call of the network.")] = 8,
     overlay: Annotated[bool, typer.Option("--overlay", help="Draw the masks into OUT/overlays/.")] = False,
