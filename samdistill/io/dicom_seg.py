@@ -7,8 +7,10 @@ second run writes the same bytes.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import highdicom
@@ -102,6 +104,39 @@ def segmentation_bytes(
         raise ValueError(f"values must be {(len(stack), len(segments), *stack.size)}, not {values.shape}.")
     fractional = values.dtype == np.float32
     return guarded(stack.path, "its header", lambda: _encode(stack, values, segments, provenance, fractional))
+
+
+def read_masks(path: Path) -> npt.NDArray[np.bool_]:
+    """Read the masks of a DICOM Segmentation written here.
+
+    Returns
+    -------
+    array
+        (N, C, H, W) bool: image, segment, and where the segment is.
+
+    Raises
+    ------
+    InputRejected
+        When the file is no such object.
+    """
+
+    def read() -> npt.NDArray[np.bool_]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what highdicom warns of may quote a patient's name
+            made = highdicom.seg.segread(path)
+        frames = np.atleast_3d(made.pixel_array.T).T  # a single frame has no axis of its own
+        places = []
+        for item in made.PerFrameFunctionalGroupsSequence:
+            source = item.DerivationImageSequence[0].SourceImageSequence[0]
+            segment = item.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+            places.append((int(source.get("ReferencedFrameNumber", 1)) - 1, int(segment) - 1))
+        count = max(image for image, _ in places) + 1
+        masks = np.zeros((count, len(made.SegmentSequence), *frames.shape[1:]), np.bool_)
+        for (image, segment), frame in zip(places, frames, strict=True):
+            masks[image, segment] = frame != 0
+        return masks
+
+    return guarded(path, "its segments", read)
 
 
 def _encode(

@@ -8,25 +8,19 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from samdistill.arrays import Image, Masks
 from samdistill.errors import InputRejected
 from samdistill.inference import RESULTS
-from samdistill.intensity import IntensityRule
-from samdistill.io.images import Pixels, read_image, read_mask
+from samdistill.report.case_pictures import Record, picture_of
 from samdistill.report.charts import histogram
 from samdistill.report.document import Section, facts, number, table
-from samdistill.report.gallery import PREDICTION, Case, Picture, draw_picture, gallery
+from samdistill.report.gallery import Case, Picture, gallery
 
 SHOWN = 60  # cases, so that a report of thousands stays a few megabytes
 PEAK, SCORE = "peak probability", "score"  # what pictures are ranked by: the bundle's score where it has one
-DEEP_PIXELS = IntensityRule("percentiles", 1.0, 99.0)  # how pixels deeper than 8 bits are shown
-Record = Mapping[str, Any]
+ROWS = 1000  # of the table
 
 
 def folder_sections(out: Path, images: Path | None = None, *, shown: int = SHOWN) -> list[Section]:
@@ -37,7 +31,7 @@ def folder_sections(out: Path, images: Path | None = None, *, shown: int = SHOWN
     out
         The folder with results.jsonl.
     images
-        The folder the pictures were taken from; None shows the overlays, where `infer --overlay` drew them.
+        The folder the inputs were taken from; None shows the overlays, where `infer --overlay` drew them.
     shown
         At most so many cases get a picture: those with the lowest score, the estimated Dice where the
         bundle makes one, else the lowest peak probability.
@@ -56,15 +50,19 @@ def folder_sections(out: Path, images: Path | None = None, *, shown: int = SHOWN
         sections.append(Section("Failed", table(["picture", "reason"], rows)))
     if done:
         by = _ranked_by(done)
-        ranked = sorted(done, key=lambda record: (_score(record, by), record["input"]))[:shown]
+        ranked = sorted(done, key=lambda record: (_score(record, by), record["input"]))
         names = list(ranked[0]["classes"])
-        note = (
-            f"All {len(done)} pictures."
-            if len(ranked) == len(done)
-            else f"The {len(ranked)} of {len(done)} pictures with the lowest {by}."
-        )
-        cases = [_case(record, out, images, by) for record in ranked]
+        pictures = [(record, picture_of(record, out, images)) for record in ranked[:shown]]
+        cases = [_case(record, picture, by) for record, picture in pictures if picture is not None]
+        if not cases:
+            raise InputRejected(
+                f"{out} has no overlays to show. Give the pictures with --images, or run infer with "
+                "--overlay."
+            )
+        which = f"The {len(cases)} of {len(done)} files with the lowest {by} that have a picture."
+        note = f"All {len(done)} files." if len(cases) == len(done) else which
         sections.append(gallery("Cases", cases, class_names=names, note=note, score_name=by))
+        sections.append(Section("Table", _table(ranked, names, by)))
     return sections
 
 
@@ -133,49 +131,28 @@ def _score(record: Record, by: str) -> float:
     return float(record["quality"]["score"]) if by == SCORE else _peak(record)
 
 
-def _case(record: Record, out: Path, images: Path | None, by: str) -> Case:
+def _case(record: Record, picture: Picture, by: str) -> Case:
     notes = [f"{name} {one['area_px']} px" for name, one in record["classes"].items()]
+    if (record.get("images") or 1) > 1:
+        notes.append(f"{record['images']} images")
     quality = record.get("quality") or {}
     if quality.get("flag"):
         reasons = ", ".join(quality.get("reasons", ()))
         notes.append(f"{quality['flag']}: {reasons}" if reasons else str(quality["flag"]))
     if record.get("routed"):
         notes.append("refined" if record["routed"]["refined"] else "not refined")
-    return Case(str(record["input"]), _picture(record, out, images), _score(record, by), notes)
+    return Case(str(record["input"]), picture, _score(record, by), notes)
 
 
-def _picture(record: Record, out: Path, images: Path | None) -> Picture:
-    if images is not None:
-        pixels = _shown(read_image(_inside(images, record["input"])))
-        masks = _masks(record, out)
-        if masks.shape[1:] != pixels.shape[:2]:
-            raise InputRejected(
-                f"{images / record['input']} must have the size of its mask, {masks.shape[2]} x "
-                f"{masks.shape[1]}, not {pixels.shape[1]} x {pixels.shape[0]}. "
-                "Give the folder that was segmented."
-            )
-        return draw_picture(pixels, {PREDICTION: masks})
-    if record.get("overlay") is None:
-        raise InputRejected(
-            f"{out} has no overlays to show. Give the pictures with --images, or run infer with --overlay."
-        )
-    return draw_picture(_shown(read_image(_inside(out, record["overlay"]))), {})
-
-
-def _masks(record: Record, out: Path) -> Masks:
-    files = {name: read_mask(_inside(out, path)) for name, path in record["masks"].items()}
-    if list(files) == ["labels"] and list(record["classes"]) != ["labels"]:
-        return np.stack([files["labels"] == class_id for class_id in range(1, len(record["classes"]) + 1)])
-    return np.stack([files[name] != 0 for name in record["classes"]])
-
-
-def _inside(root: Path, relative: str) -> Path:
-    """A file that a record names must lie in its folder: results.jsonl may come from anywhere."""
-    path = root / relative
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise InputRejected(f"{RESULTS} must name files inside {root}, not {relative}.")
-    return path
-
-
-def _shown(pixels: Pixels) -> Image:
-    return (IntensityRule() if pixels.dtype == np.uint8 else DEEP_PIXELS).apply(pixels)
+def _table(ranked: Sequence[Record], names: Sequence[str], by: str) -> str:
+    """Every file with its numbers, the lowest first."""
+    flagged = any((record.get("quality") or {}).get("flag") for record in ranked)
+    headers = ["file", "images", by, *(["flag"] if flagged else []), *(f"{name}, px" for name in names)]
+    rows = []
+    for record in ranked[:ROWS]:
+        row = [str(record["input"]), str(record.get("images") or 1), number(_score(record, by))]
+        if flagged:
+            row.append(str((record.get("quality") or {}).get("flag") or "–"))
+        rows.append(row + [str(record["classes"].get(name, {}).get("area_px", "–")) for name in names])
+    left = len(ranked) - len(rows)
+    return table(headers, rows, caption=f"{left} more with a higher {by} are left out." if left else "")

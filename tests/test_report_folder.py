@@ -1,0 +1,153 @@
+"""The report of `infer`'s outputs in every format: pictures, volumes, DICOM and videos, in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dicoms
+import nibabel
+import numpy as np
+import pytest
+from bundles import colours
+from PIL import Image as PillowImage
+from test_inference import save, segment
+from test_report import Elements, browser, dump
+from test_video import clip, moving
+
+from samdistill.errors import InputRejected
+from samdistill.io.dicom_seg import read_masks
+from samdistill.report.document import write_report
+from samdistill.report.folder import folder_sections
+
+GREY = np.where(np.arange(48)[:, None] < 20, 220, 60).astype(np.uint8) + np.zeros((48, 64), np.uint8)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # highdicom's, of persons' names
+
+
+def inputs(folder: Path) -> Path:
+    """One of each: the second slice and frame hold most."""
+    most = np.roll(GREY, 9, axis=0)
+    most[:30] = 220
+    save(folder / "picture.png", colours())
+    volume = np.stack([GREY, most, GREY]).transpose(2, 1, 0)
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([0.5, 0.5, 2, 1])), folder / "volume.nii.gz")
+    deep = GREY.astype(np.uint16) * 257
+    dicoms.write(folder / "single.dcm", deep, WindowCenter=32768, WindowWidth=65536)
+    dicoms.write(folder / "clip.dcm", np.stack([GREY, most]))
+    clip(folder / "video.avi", moving(3))
+    return folder
+
+
+def report(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "samdistill", "report", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def shown(page: str) -> dict[str, Any]:
+    """The pixels of each case."""
+    cases = re.findall(r'src="data:image/jpeg;base64,([^"]+)" alt="([^"]+)"', page)
+    return {
+        name: np.asarray(PillowImage.open(io.BytesIO(base64.b64decode(data)))).astype(int)
+        for data, name in cases
+    }
+
+
+def test_every_format_is_shown_from_its_overlay_or_its_image(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, out = inputs(tmp_path / "in"), tmp_path / "out"
+    records = segment(tiny_bundle, folder, out, overlay=True)
+    assert [record.status for record in records] == ["ok"] * 5, [record.error for record in records]
+    done = report(out)
+    assert (done.returncode, done.stderr) == (0, "")
+    overlays = shown((out / "report.html").read_text())
+    assert set(overlays) == {"picture.png", "volume.nii.gz", "single.dcm", "clip.dcm", "video.avi"}
+    assert report(out, "--images", folder).returncode == 0
+    page = (out / "report.html").read_text()
+    images = shown(page)
+    assert set(images) == set(overlays)
+    assert page.count('<svg class="layer" data-layer="prediction"') == 4, "of a video there is its overlay"
+    for name in ("volume.nii.gz", "clip.dcm"):
+        assert images[name][25].mean() > 200, f"{name}: the image where most was found"
+        assert images[name][45].mean() < 80
+    assert np.abs(images["single.dcm"] - GREY[:, :, None]).mean() < 6, "as its window shows it"
+    text = Elements(page).text
+    for part in ("volume.nii.gz", "3 images", "2 images", "Table"):
+        assert part.replace(" ", "\N{NO-BREAK SPACE}") in text or part in text
+
+
+def test_masks_are_read_back_from_segmentations(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, out = inputs(tmp_path / "in"), tmp_path / "out"
+    segment(tiny_bundle, [folder / "single.dcm", folder / "clip.dcm"], out)
+    single, clipped = read_masks(out / "single.dcm"), read_masks(out / "clip.dcm")
+    assert (single.shape, clipped.shape) == ((1, 2, 48, 64), (2, 2, 48, 64))
+    np.testing.assert_array_equal(single[0, 1], GREY == 220)
+    np.testing.assert_array_equal(clipped[0], single[0])
+    assert clipped[1, 1].sum() > clipped[0, 1].sum()
+    with pytest.raises(InputRejected):
+        read_masks(folder / "single.dcm")
+
+
+def test_files_without_a_picture_are_in_the_table_alone(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, out = inputs(tmp_path / "in"), tmp_path / "out"
+    segment(tiny_bundle, folder, out)
+    sections = folder_sections(out, folder)
+    by_title = {section.title: section.body for section in sections}
+    assert 'alt="video.avi"' not in by_title["Cases"]
+    assert "The 4 of 5 files" in by_title["Cases"]
+    assert "video.avi" in by_title["Table"]
+    with pytest.raises(InputRejected, match="no overlays to show"):
+        folder_sections(out)
+
+
+def test_cases_are_sorted_by_score_and_else_by_peak(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for number in range(3):
+        save(folder / f"{number}.png", colours(seed=number))
+    segment(tiny_bundle, folder, out, overlay=True)
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+    def order() -> tuple[list[str], str]:
+        (out / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        body = {section.title: section.body for section in folder_sections(out)}
+        return re.findall(r'<b title="([^"]+)"', body["Cases"]), body["Table"]
+
+    for line, peak in zip(lines, (0.9, 0.5, 0.7), strict=True):
+        line["classes"] = {name: {"area_px": 5, "max_probability": peak} for name in line["classes"]}
+    assert order()[0] == ["1.png", "2.png", "0.png"]
+    for line, score in zip(lines, (0.3, 0.8, 0.1), strict=True):
+        line["quality"] = {"score": score, "flag": "review", "reasons": ["score"]}
+    names, table = order()
+    assert names == ["2.png", "0.png", "1.png"]
+    assert re.findall(r'<th scope="row">([^<]+)', table) == names
+    assert "review" in table
+
+
+@browser
+def test_a_browser_shows_all_formats_and_enlarges_them(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, out = inputs(tmp_path / "in"), tmp_path / "out"
+    segment(tiny_bundle, folder, out, overlay=True)
+    write_report(tmp_path / "report.html", "Segmentation", folder_sections(out, folder))
+    script = """
+      const told = [];
+      for (const button of document.querySelectorAll(".case button")) {
+        button.click();
+        const image = document.querySelector("#zoom-stage img");
+        told.push([document.getElementById("zoom-title").textContent, image.naturalWidth > 0]);
+      }
+      told.push(document.querySelectorAll("table tbody tr").length);
+      document.title = JSON.stringify(told);
+    """
+    elements, console = dump(tmp_path / "report.html", script, tmp_path)
+    assert console == ""
+    title = elements.text.split("\n")[0] if "[[" in elements.text.split("\n")[0] else elements.text
+    told = json.loads(re.search(r"\[\[.*?\],\d+\]", title.replace("\n", " "))[0])  # type: ignore[index]
+    assert {name for name, _ in told[:-1]} == {
+        "picture.png", "volume.nii.gz", "single.dcm", "clip.dcm", "video.avi",
+    }  # fmt: skip
+    assert all(there for _, there in told[:-1])
+    assert told[-1] == 5
