@@ -1,8 +1,8 @@
 """Calibrated probabilities: what a temperature does to a map, and how far probabilities are from frequencies.
 
 A temperature divides a class's logits. It is applied to the finished map, pixel by pixel, so the order of
-pixels stays and with it every mask: p > t is the same as calibrated(p) > calibrated(t), for any threshold t.
-Masks, prompts and cleaning go by the uncalibrated maps. Knows no image and no network.
+pixels stays and with it every mask: p > t is as calibrated(p) > calibrated(t) at any threshold, so far as
+float32 tells them apart. Masks, prompts and cleaning go by the uncalibrated maps. Knows no network.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from samdistill.arrays import Mask, ProbabilityMaps
-from samdistill.geometry import sigmoid
 
 BINS = 15  # of equal width, as usual (Guo et al. 2017, section 2)
 LEAST = 1e-6  # a probability nearer to 0 or 1 counts as this far: float32 has no logit for 1
@@ -48,7 +47,9 @@ def calibrated(probability_maps: ProbabilityMaps, temperatures: Sequence[float])
         )
     out = np.empty_like(probability_maps)
     for channel, one, temperature in zip(out, probability_maps, temperatures, strict=True):
-        channel[...] = sigmoid(logit(one) / np.float32(temperature))
+        # Not geometry's: this one keeps small probabilities apart.
+        with np.errstate(over="ignore"):
+            channel[...] = 1 / (1 + np.exp(-logit(one) / np.float32(temperature)))
     return out
 
 

@@ -220,7 +220,7 @@ def judge(
             why[name] = "the teacher was not asked" if teacher is None else "there was nothing to ask about"
     if stability is None:
         why["stability"] = "not asked for" if teacher is not None else "the teacher was not asked"
-    if teacher is not None and rule.reference.embedding_mean is None:
+    if "embedding_distance" in why and teacher is not None and rule.reference.embedding_mean is None:
         why["embedding_distance"] = "the bundle holds no training embeddings"
     own = rule.refined if refined and rule.refined is not None else rule.student
     value = evaluate_rule(own.rule, found)

@@ -1,0 +1,375 @@
+"""Mode auto and quality in predictor and commands: by the bundle's rules, image by image, and told why."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import colours, expected, rewrite
+from PIL import Image as PillowImage
+from teacher_bundles import give_teacher
+
+from samdistill.errors import InputRejected, UsageError
+from samdistill.evaluation import evaluate
+from samdistill.export.fit_quality import fit
+from samdistill.export.fit_routing import fit_routing
+from samdistill.export.fit_seen import Seen
+from samdistill.export.pieces import Silent
+from samdistill.geometry import ModelFrame
+from samdistill.io.dataset import open_dataset
+from samdistill.judging import Look
+from samdistill.manifest_quality import (
+    Calibration,
+    ClassRange,
+    LinearRule,
+    QualityRule,
+    Reference,
+    RoutingRule,
+    ScoreRule,
+)  # fmt: skip
+from samdistill.predictor import Predictor
+from samdistill.prompts import PromptConfig
+from samdistill.quality import STUDENT_NUMBERS
+from samdistill.refine import RefineConfig
+from samdistill.refined import Refined
+from samdistill.routing import Budget, decide, least_gain
+from samdistill.teacher import load_teacher
+
+TINY = Path(__file__).parent / "golden" / "tiny_bundle"
+CONFIG = RefineConfig(PromptConfig(per_component=True, min_area_px=4, points="none"), first_pass="box")
+GAINS = tuple(float(v) for v in np.linspace(-0.1, 0.1, 21))
+# Gain is expected of images whose two classes cover much.
+BY_AREA = LinearRule(("area",), (0.4,), (0.1,), (0.1,), 0.0)
+
+
+def records(**routing: Any) -> dict[str, Any]:
+    """Rules made by hand, as the manifest holds them."""
+    score = ScoreRule(LinearRule(("confidence",), (0.8,), (0.2,), (0.2,), 0.7), 8, 0.1, 0.75, 0.4)
+    reference = Reference(8, (ClassRange((0.0, 1.0), (0, 99)),) * 2, (0.5,) * 48)
+    rule = QualityRule(0.7, score, reference, {"area_off": 0.5}, score)
+    told: dict[str, Any] = {
+        "refine": True, "reason": "by hand", "rule": BY_AREA, "least_predicted_iou": 0.0, "images": 8,
+        "gain_quantiles": GAINS, "gain_always": 0.0, "gain_auto": 0.1, "gain_error": 0.0, "share": 0.5,
+    }  # fmt: skip
+    calibration = Calibration((2.0, 0.5), 8, *((0.1, 0.1),) * 4)
+    return {
+        "calibration": asdict(calibration),
+        "quality": asdict(rule),
+        "routing": asdict(RoutingRule(**{**told, **routing})),
+    }
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = Path(shutil.copytree(TINY, tmp_path_factory.mktemp("auto") / "bundle"))
+    return give_teacher(bundle, load_teacher("tiny"), CONFIG)
+
+
+def bundle_with(original: Path, folder: Path, **routing: Any) -> Path:
+    bundle = Path(shutil.copytree(original, folder / "bundle"))
+    rewrite(bundle, lambda values: values.update(records(**routing)))
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def ruled(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundle_with(original, tmp_path_factory.mktemp("ruled"))
+
+
+@pytest.fixture(scope="module")
+def predictor(ruled: Path) -> Predictor:
+    return Predictor.load(ruled, threads=1)
+
+
+def small() -> Any:
+    """A picture with a little of each class."""
+    image = np.full((64, 64, 3), 60, np.uint8)
+    image[4:14, 4:14], image[40:52, 40:52] = (200, 60, 60), (220, 220, 220)
+    return image
+
+
+def dark() -> Any:
+    return np.full((64, 64, 3), 20, np.uint8)
+
+
+# --- the predictor
+
+
+def test_those_images_are_refined_of_which_a_gain_is_expected(predictor: Predictor) -> None:
+    images = [colours(), small(), dark()]
+    auto, fast, refine = (predictor.predict_batch(images, mode) for mode in ("auto", "fast", "refine"))
+    assert [one.route.why for one in auto if one.route] == ["gain", "no gain", "empty"]
+    assert [one.route.refine for one in auto if one.route] == [True, False, False]
+    assert (refine[0].masks != fast[0].masks).any()
+    np.testing.assert_array_equal(auto[0].masks, refine[0].masks)
+    np.testing.assert_array_equal(auto[1].masks, fast[1].masks)
+    assert auto[0].refined is not None
+    assert auto[1].refined is None
+    assert fast[0].route is None
+    alone = predictor.predict(images[0], "auto")
+    assert alone.route == auto[0].route
+    assert alone.quality == auto[0].quality
+
+
+def test_a_bundle_whose_rule_says_never_refines_none_and_opens_no_teacher(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor.load(bundle_with(original, tmp_path, refine=False), threads=1)
+    monkeypatch.setattr(Predictor, "teacher", lambda self: pytest.fail("opened"))
+    for budget in (None, Budget(share=0.9)):
+        found = predictor.predict(colours(), "auto", budget=budget)
+        assert found.route is not None
+        assert found.route.why == "never"
+
+
+def test_a_class_of_which_the_teacher_is_unsure_keeps_the_students_mask_in_mode_auto_alone(
+    original: Path, tmp_path: Path
+) -> None:
+    predictor = Predictor.load(bundle_with(original, tmp_path, least_predicted_iou=1.0), threads=1)
+    auto, refine = predictor.predict(colours(), "auto"), predictor.predict(colours(), "refine")
+    assert auto.refined is not None
+    assert refine.refined is not None
+    sure = refine.refined.predicted_iou >= 1
+    assert not sure.all()
+    for channel, one in enumerate(sure):
+        assert auto.refined.kept[channel] == (None if one else "doubtful")
+    np.testing.assert_array_equal(auto.masks[~sure], predictor.predict(colours()).masks[~sure])
+
+
+def test_a_budget_refines_fewer_and_no_budget_is_left_over_for_none(predictor: Predictor) -> None:
+    found = [
+        predictor.predict(colours(), "auto", budget=budget)
+        for budget in (Budget(share=1.0), Budget(share=0.0), Budget(seconds=1e-9), Budget(seconds=1e9))
+    ]
+    assert [one.route.why for one in found if one.route] == ["gain", "budget", "budget", "gain"]
+
+
+def test_stability_is_asked_for_and_lies_between_0_and_1(predictor: Predictor) -> None:
+    found = predictor.predict(colours(), "refine", stability=True)
+    value = found.quality.numbers["stability"]
+    assert value is not None
+    assert 0 < value <= 1
+    assert predictor.predict(colours(), "refine").quality.numbers["stability"] is None
+    np.testing.assert_array_equal(found.masks, predictor.predict(colours(), "refine").masks)
+    assert predictor.predict(dark(), "refine", stability=True).quality.numbers["stability"] is None
+
+
+def test_every_answer_is_judged_and_a_bundle_without_rules_says_why_not(predictor: Predictor) -> None:
+    found = predictor.predict(colours())
+    assert found.quality.flag in ("accept", "review", "reject")
+    assert found.quality.numbers["agreement"] is None
+    assert found.quality.missing["agreement"] == "the teacher was not asked"
+    refined = predictor.predict(colours(), "refine").quality
+    assert refined.numbers["agreement"] is not None
+    assert refined.missing["embedding_distance"] == "the bundle holds no training embeddings"
+    assert predictor.predict(colours(), abstain=1.0).quality.flag == "reject"
+    plain = Predictor.load(TINY, threads=1).predict(colours())
+    assert plain.quality.flag is plain.quality.score is plain.calibrated_maps is None
+    assert "without labelled validation images" in plain.quality.missing["score"]
+
+
+def test_calibrated_maps_are_those_of_the_temperatures(predictor: Predictor) -> None:
+    found = predictor.predict(colours())
+    assert found.calibrated_maps is not None
+    inside = np.clip(found.probability_maps.astype(np.float64), 1e-6, 1 - 1e-6)
+    odds = (inside / (1 - inside)) ** (1 / np.array([2.0, 0.5])[:, None, None])
+    np.testing.assert_allclose(found.calibrated_maps, odds / (1 + odds), atol=1e-5)
+
+
+def test_auto_without_a_rule_is_refused(original: Path) -> None:
+    with pytest.raises(UsageError, match="no routing rule"):
+        Predictor.load(original, threads=1).predict(colours(), "auto")
+
+
+def test_abstain_must_be_a_dice(predictor: Predictor) -> None:
+    with pytest.raises(ValueError, match="abstain must be a Dice"):
+        predictor.predict(colours(), abstain=70)
+
+
+# --- the rule
+
+
+@pytest.mark.parametrize(
+    ("text", "share", "seconds"),
+    [("0.4", 0.4, None), ("40%", 0.4, None), ("1", 1.0, None), ("0.2s", None, 0.2), ("150 ms", None, 0.15)],
+)
+def test_budgets_are_read(text: str, share: float | None, seconds: float | None) -> None:
+    found = Budget.parse(text)
+    assert (found.share, found.seconds) == (pytest.approx(share), pytest.approx(seconds))
+
+
+@pytest.mark.parametrize("text", ["", "much", "1.5", "-0.1", "140%", "0s", "5m", "nan", "1.2.3s", "%"])
+def test_what_is_no_budget_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="budget must be a share such as"):
+        Budget.parse(text)
+
+
+def test_a_budget_asks_for_the_gain_that_so_many_validation_images_reached() -> None:
+    rule = RoutingRule(True, "x", BY_AREA, 0.0, 8, GAINS, 0.0, 0.1, 0.0, 0.5)
+    assert least_gain(rule, None) == least_gain(rule, 1.0) == 0
+    assert least_gain(rule, 0.25) == pytest.approx(0.05)
+    assert least_gain(rule, 0.9) == 0, "never below what helps"
+    assert least_gain(rule, 0.0) == math.inf
+    assert decide(rule, {"area": 0.45}, least=0.02).why == "gain"
+    assert decide(rule, {"area": 0.45}, least=0.06).why == "budget"
+    assert decide(rule, {"area": None}).why == "no gain"
+
+
+def seen(gain: float, number: int, iou: float = 0.9) -> Seen:
+    """A validation image on which refining wins so much."""
+    masks = np.ones((1, 8, 8), np.bool_)
+    pixels, logits = np.zeros((3, 8, 8), np.uint8), np.zeros((1, 8, 8), np.float32)
+    refined = Refined((None,), ((),), np.array([iou], np.float32), np.array([0.9], np.float32))
+    return Seen(
+        str(number), ModelFrame.of((8, 8), 8), pixels, logits, masks, np.array([0.5]), masks,
+        refined_masks=masks, refined=refined, refined_dice=np.array([0.5 + gain]),
+    )  # fmt: skip
+
+
+def look_of(confidence: float) -> Look:
+    numbers = dict.fromkeys(STUDENT_NUMBERS, 0.5) | {"confidence": confidence}
+    return Look(np.zeros((1, 8, 8), np.float32), numbers, np.zeros(48))
+
+
+def test_a_gain_that_depends_on_the_student_is_found_and_told_of_images_left_out() -> None:
+    signal = np.random.default_rng(0).normal(size=24)
+    rule = fit_routing([look_of(v) for v in signal], [seen(0.1 * v, i) for i, v in enumerate(signal)])
+    assert rule.refine
+    assert "confidence" in rule.rule.features
+    assert rule.gain_auto > 0.8 * np.clip(0.1 * signal, 0, None).mean()
+    assert abs(rule.gain_always) < 0.05
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 24])
+def test_where_no_gain_can_be_shown_none_is_refined_and_the_manifest_says_why(count: int) -> None:
+    rng = np.random.default_rng(1)
+    looks = [look_of(v) for v in rng.normal(size=count)]
+    rule = fit_routing(looks, [seen(v, i) for i, v in enumerate(rng.normal(-0.1, 0.1, count))])
+    assert not rule.refine
+    assert f"on {count} validation images" in rule.reason
+    assert "no gain is shown" in rule.reason
+
+
+def test_doubt_is_chosen_where_the_teachers_own_estimate_tells_its_failures() -> None:
+    rng = np.random.default_rng(2)
+    bad = rng.random(30) < 0.4
+    cases = [seen(-0.3 if one else 0.1, i, iou=0.4 if one else 0.9) for i, one in enumerate(bad)]
+    rule = fit_routing([look_of(v) for v in rng.normal(size=30)], cases)
+    assert rule.refine
+    assert 0.4 < rule.least_predicted_iou <= 0.9
+
+
+# --- fitting and evaluating
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures whose truth the student of the tests finds, but for a strip it does not."""
+    folder = tmp_path_factory.mktemp("labelled")
+    (folder / "images").mkdir()
+    for name in ("red", "bright"):
+        (folder / "masks" / name).mkdir(parents=True)
+    for number in range(6):
+        image = colours(64, 64 + 8 * number, seed=number)
+        truth = expected(image)
+        truth[:, : 2 * number] = False
+        PillowImage.fromarray(image).save(folder / "images" / f"{number}.png")
+        for name, mask in zip(("red", "bright"), truth, strict=True):
+            PillowImage.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / name / f"{number}.png")
+    return folder
+
+
+def test_fitting_gives_everything_a_bundle_of_its_own_needs(original: Path, labelled: Path) -> None:
+    predictor = Predictor.load(original, threads=1)
+    cases = open_dataset(labelled, class_names=predictor.class_names).cases
+    found = fit(predictor, cases[:4], cases[4:], Silent())
+    assert found.calibration is not None
+    assert all(b <= a for a, b in zip(found.calibration.nll_before, found.calibration.nll_after, strict=True))
+    assert found.quality is not None
+    assert found.quality.reference.images == 2
+    assert found.quality.reference.embedding_mean is not None
+    assert set(found.quality.limits) == {
+        "area_off", "components_off", "intensity_distance", "embedding_distance"
+    }  # fmt: skip
+    assert found.quality.student.accept is not None
+    assert found.routing is not None
+    without = [case.without_labels() for case in cases]
+    assert fit(predictor, without, cases, Silent()).calibration is None
+    with pytest.raises(InputRejected, match="labelled training images"):
+        fit(predictor, cases, without, Silent())
+
+
+def test_an_evaluation_tells_calibration_flags_and_routes(predictor: Predictor, labelled: Path) -> None:
+    cases = open_dataset(labelled, class_names=predictor.class_names).cases
+    told = evaluate(predictor, cases, "auto").to_dict()
+    assert set(told["calibration"]) == {"red", "bright"}
+    for one in told["calibration"].values():
+        assert 0 <= one["ece"] <= 1
+        assert sum(point["share"] for point in one["bins"]) == pytest.approx(1)
+    assert sum(one["cases"] for one in told["quality"]["flags"].values()) == 6
+    assert all(case["quality"]["flag"] and case["routed"]["why"] == "gain" for case in told["cases"])
+
+
+# --- the command
+
+
+def infer(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "samdistill", "infer", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_infer_tells_which_images_were_refined_why_and_how_far_to_trust_them(
+    ruled: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "patients"
+    folder.mkdir()
+    for name, image in (("anna", colours()), ("bert", small()), ("carl", dark())):
+        PillowImage.fromarray(image).save(folder / f"{name}.png")
+    done = infer(
+        ruled, folder, "--out", tmp_path / "out", "--mode", "auto", "--probabilities", "--threads", 1
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [line["routed"]["why"] for line in lines] == [{"gain": 1}, {"no gain": 1}, {"empty": 1}]
+    assert all(line["quality"]["flag"] and line["calibrated"] for line in lines)
+    audit = (tmp_path / "out" / "audit.jsonl").read_text()
+    assert not any(name in audit for name in ("anna", "bert", "carl", "patients"))
+    assert [json.loads(line)["routed"]["refined"] for line in audit.splitlines()] == [1, 0, 0]
+    assert set(json.loads(audit.splitlines()[0])["quality"]) == {"flag", "score", "reasons"}
+    page = subprocess.run(
+        [sys.executable, "-m", "samdistill", "report", tmp_path / "out", "--images", folder],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert page.returncode == 0, page.stderr
+    assert "estimated Dice" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--budget", "0.5"), "budget must be given with mode auto alone"),
+        (("--mode", "auto", "--budget", "lots"), "budget must be a share"),
+        (("--stability",), "stability must be asked for in mode refine or auto"),
+        (("--abstain", "7"), "abstain must be a Dice"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_anything_is_written(
+    ruled: Path, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    PillowImage.fromarray(dark()).save(tmp_path / "a.png")
+    done = infer(ruled, tmp_path / "a.png", "--out", tmp_path / "out", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
