@@ -33,6 +33,9 @@ def evaluate(
         Path | None, typer.Option(help="Run folder whose learning curves the report shows.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap intervals.")] = 0,
+    expect_sha256: Annotated[
+        str | None, typer.Option(help="Refuse any bundle but the one with this hash.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Dice, IoU, HD95 and ASD of a bundle on labelled images, with confidence intervals.
@@ -53,7 +56,7 @@ def evaluate(
     modes = [parse_mode(one) for one in dict.fromkeys(mode.split(","))]
     if run is not None and report is None:
         raise UsageError("--run adds to a report; say where it goes with --report FILE.")
-    predictor = Predictor.load(bundle, device, runtime)
+    predictor = Predictor.load(bundle, device, runtime, expect_sha256=expect_sha256)
     dataset = open_dataset(data, class_names=predictor.class_names)
     other = None if against is None else Predictor.load(against, device, runtime)
     if other is not None and set(other.class_names) != set(predictor.class_names):
