@@ -175,7 +175,8 @@ def main() -> int:
         "decoder_one_call_against_32_in_each_engine": together,
         "targets": targets,
     }
-    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    several = "" if arguments.threads == 1 else f"_{arguments.threads}_threads"
+    RESULTS.with_stem(RESULTS.stem + several).write_text(json.dumps(document, indent=1) + "\n")
     for name, target in targets.items():
         print(f"{name}: {ratios['median_ms'][name]:.2f}x of medians (to reach: {target}x)")
     for runtime, ratio in together["median_ms"].items():

@@ -248,7 +248,8 @@ class TensorRtEngine:
         if context.active_optimization_profile != profile:
             context.set_optimization_profile_async(profile, stream.handle)
         for name, array in arrays.items():
-            context.set_input_shape(name, array.shape)
+            if not context.set_input_shape(name, array.shape):
+                raise BundleError(f"the network failed in {self.runtime}: {self._log}.")
             context.set_tensor_address(name, stream.send(name, array))
         size = context.update_device_memory_size_for_shapes()
         context.set_device_memory(stream.memory(_WORKSPACE, max(1, size)), size)
