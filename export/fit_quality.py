@@ -106,6 +106,8 @@ def fit(predictor: Predictor, cases: Sequence[Case], training: Sequence[Case], p
         _refined_score(looks, seen),
     )
     routing = None if predictor.manifest.teacher is None else fit_routing(looks, seen)
+    if routing is not None:
+        progress.on_message(f"mode auto: {routing.reason}")
     return Fitted(calibration, rule, routing)
 
 

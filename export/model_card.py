@@ -44,10 +44,14 @@ def model_card(manifest: Manifest) -> str:
         "This says that the export is faithful, not that the masks are right: measure that with "
         "`samdistill evaluate` on labelled images of your own.",
         "",
+        "## How far to trust an answer",
+        "",
+        *_trust(manifest),
+        "",
         "## Limits",
         "",
-        "It knows images like those it was trained on, and gives an answer for any other without a warning. "
-        "It is no medical device: no decision about a patient may rest on it alone.",
+        "It knows images like those it was trained on, and gives an answer for any other; a flag may warn of "
+        "it, and may not. It is no medical device: no decision about a patient may rest on it alone.",
         "",
     ]
     return "\n".join(lines)
@@ -66,6 +70,31 @@ def _teacher(manifest: Manifest) -> list[str]:
         f"| teacher | {teacher.name}, weights {teacher.weights_sha256[:16]} |",
         f"| licence of the teacher's weights | {teacher.licence} |",
     ]
+
+
+def _trust(manifest: Manifest) -> list[str]:
+    calibration, rule = manifest.calibration, manifest.quality
+    if calibration is None or rule is None:
+        return [
+            "Exported without labelled validation images: probabilities are not calibrated, answers not flagged."
+        ]
+    temperatures = ", ".join(
+        f"{name} {t:.2f}" for name, t in zip(manifest.class_names, calibration.temperatures, strict=True)
+    )
+    score = rule.student
+    known = score.accept is not None and score.reject is not None
+    flags = (
+        f"An answer is accepted from a score of {score.accept:.2f} on, and rejected below {score.reject:.2f}."
+        if known
+        else "They are too few to accept or reject an answer by its score: all are for review."
+    )
+    lines = [
+        f"Fitted on {score.images} validation images. Temperatures: {temperatures}. The score estimates an "
+        f"image's Dice with an error of {score.rmse:.2f} on images left out. {flags}",
+    ]
+    if manifest.routing is not None:
+        lines += ["", f"Mode auto: {manifest.routing.reason}."]
+    return lines
 
 
 def _parity(engine: EngineRecord) -> str:

@@ -19,7 +19,7 @@ def export(
         Path | None, typer.Option(help="Write a model repository for Triton Inference Server there too.")
     ] = None,
     prompts: Annotated[
-        str | None, typer.Option(help="How the student prompts the teacher: mine, burden or a TOML file.")
+        str | None, typer.Option(help="How the student prompts the teacher: mine, burden, box, a TOML file.")
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="The run's data folder, where it has moved since training.")
