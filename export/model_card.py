@@ -75,9 +75,7 @@ def _teacher(manifest: Manifest) -> list[str]:
 def _trust(manifest: Manifest) -> list[str]:
     calibration, rule = manifest.calibration, manifest.quality
     if calibration is None or rule is None:
-        return [
-            "Exported without labelled validation images: probabilities are not calibrated, answers not flagged."
-        ]
+        return ["Exported without labelled validation images: nothing is calibrated, no answer is flagged."]
     temperatures = ", ".join(
         f"{name} {t:.2f}" for name, t in zip(manifest.class_names, calibration.temperatures, strict=True)
     )
