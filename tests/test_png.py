@@ -94,6 +94,16 @@ def test_what_is_not_plain_is_left_to_pillow(name: str) -> None:
     assert decoded(not_plain()[name]) is None
 
 
+def test_sizes_are_read_from_what_comes_before_the_pixels() -> None:
+    good = reference.png(PICTURE, PAETH, reference.chunk(b"pHYs", bytes(9)))
+    assert png.size(good) == (9, 13)
+    assert png.size(good[: good.index(b"IDAT")]) is None
+    for name in ("no header", "no side", "interlaced", "depth"):
+        assert png.size(damaged()[name]) is None, name
+    for name in ("palette", "alpha", "turned", "transparent", "JPEG"):
+        assert png.size(not_plain()[name]) is None, name
+
+
 def test_harmless_chunks_change_nothing(tmp_path: Path) -> None:
     extra = [
         reference.chunk(b"gAMA", b"\0\0\xb1\x8f"),

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -131,10 +131,15 @@ class Outputs:
     def remove(self) -> None:
         """Remove what is there of them."""
         for file in self.files:
-            if (file / FRAMES).is_file():
-                shutil.rmtree(file)
-            elif not file.is_dir():
-                file.unlink(missing_ok=True)
+            try:
+                file.unlink()
+            except FileNotFoundError:
+                pass
+            except (IsADirectoryError, PermissionError):
+                if (file / FRAMES).is_file():
+                    shutil.rmtree(file)
+                elif not file.is_dir():
+                    raise
 
 
 def kind_of(path: Path) -> Format | Literal["video"] | None:
@@ -223,7 +228,7 @@ def still_holds(record: Record | None, source: Source, out: Path, bundle_sha256:
 
 
 def remove_stale(
-    sources: Iterable[Source], outputs: Mapping[Source, Outputs], out: Path, predictor: Predictor,
+    sources: Sequence[Source], outputs: Mapping[Source, Outputs], out: Path, predictor: Predictor,
     options: Options,
 ) -> None:  # fmt: skip
     """Remove what earlier runs left under the names of these sources, and half files of killed ones.
@@ -231,7 +236,8 @@ def remove_stale(
     Of a file that is missing now the outputs go too, so that they do not stay beside its failure; but never a
     file that is an input.
     """
-    inputs = {source.path.resolve() for source in outputs}
+    missing = [source for source in sources if source not in outputs]
+    inputs = {source.path.resolve() for source in outputs} if missing else set()
     names: dict[Path, set[str]] = {}
     for source in sources:
         if source in outputs:

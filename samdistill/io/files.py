@@ -41,8 +41,18 @@ def atomic_write(path: Path, *, settle_folder: bool = True) -> Iterator[Path]:
 
 def write_bytes(path: Path, content: bytes, *, settle_folder: bool = True) -> None:
     """Write a whole file atomically; see `atomic_write`."""
-    with atomic_write(path, settle_folder=settle_folder) as temporary:
-        temporary.write_bytes(content)
+    temporary = _temporary(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if settle_folder:
+        sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -126,6 +126,9 @@ def image_size(
     InputRejected
         As `read_image`, as far as the header shows it.
     """
+    plain = None if content is None else png.size(content)
+    if plain is not None and plain[0] * plain[1] <= max_pixels:
+        return plain
     with _opened(Path(path), max_pixels, decode=False, content=content) as image:
         width, height = image.size
         # Pillow turns TIFF sizes itself, and would decode a whole PNG to look for EXIF behind its pixels.
@@ -199,7 +202,7 @@ def _plain(path: Path, max_pixels: int, content: bytes | None) -> Pixels | None:
                 start = file.read(len(png.SIGNATURE))
                 if start != png.SIGNATURE or os.fstat(file.fileno()).st_size > MAX_PLAIN_BYTES:
                     return None
-                content = start + file.read(MAX_PLAIN_BYTES)
+                content = start + file.read()
         except OSError:
             return None
     return png.decode(content, max_pixels=max_pixels)

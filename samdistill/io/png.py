@@ -21,6 +21,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LEVEL = 2  # ISA-L's default; its 3 is hardly smaller
 _HEADER = struct.Struct(">IIBBBBB")
 _GREY, _RGB = 0, 2
+_PLAIN = ((_GREY, 8), (_GREY, 16), (_RGB, 8))
 _UP = 2  # the row filter: what differs from the row above
 # These change no pixel. A text that may turn the picture over is looked at in `_harmless`.
 _HARMLESS = (b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"bKGD", b"tIME", b"tEXt")
@@ -55,6 +56,22 @@ def decode(content: bytes, *, max_pixels: int) -> npt.NDArray[Any] | None:
             return _pixels(header, b"".join(data), max_pixels)
         elif not _harmless(kind, body):
             break
+    return None
+
+
+def size(content: bytes) -> tuple[int, int] | None:
+    """Read (height, width) of a plain PNG from what comes before its pixels; None where it may be another."""
+    found: tuple[int, int] | None = None
+    for kind, body in _chunks(content):
+        if kind == b"IHDR" and found is None and len(body) == _HEADER.size:
+            width, height, depth, colour, *methods = _HEADER.unpack(body)
+            if any(methods) or (colour, depth) not in _PLAIN or not (width and height):
+                return None
+            found = height, width
+        elif kind == b"IDAT":
+            return found
+        elif not _harmless(kind, body):
+            return None
     return None
 
 
@@ -109,7 +126,7 @@ def _harmless(kind: bytes, body: memoryview) -> bool:
 
 def _pixels(header: tuple[int, ...], data: bytes, max_pixels: int) -> npt.NDArray[Any] | None:
     width, height, depth, colour, *methods = header
-    if any(methods) or (colour, depth) not in ((_GREY, 8), (_GREY, 16), (_RGB, 8)):
+    if any(methods) or (colour, depth) not in _PLAIN:
         return None
     if not 0 < width * height <= max_pixels:
         return None

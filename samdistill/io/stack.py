@@ -5,6 +5,7 @@ The name says which format a file has to be, its content whether it is. NIfTI an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -274,7 +275,8 @@ def read_content(path: Path) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+            # Never more than there is: a buffer of the limit would be set up first.
+            content = file.read(min(os.fstat(file.fileno()).st_size, MAX_FILE_BYTES) + 1)
     except FileNotFoundError as error:
         raise InputRejected(f"{path} does not exist.") from error
     except OSError as error:
