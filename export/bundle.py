@@ -177,7 +177,8 @@ def publish(
         The student.
     cases
         Validation images for the parity gate; at least one. Nothing of them enters the bundle, unless
-        `include_images` says so. Where they are labelled, temperatures, the judgement of quality and the rule of mode "auto" are fitted on them.
+        `include_images` says so. Where they are labelled, temperatures, the judgement of quality and the rule
+        of mode "auto" are fitted on them.
     out
         The bundle's folder.
     teacher
