@@ -96,8 +96,8 @@ def open_part(
     device
         "cpu", "cuda" or "cuda:N"; never another one in its place.
     runtime
-        Key of runtime.RUNTIMES; or "auto": the fastest whose library is installed; of those built
-        without a GPU only what was proved here.
+        Key of runtime.RUNTIMES; or "auto": the fastest that can be had; of those built without a GPU
+        only what was proved here.
     precision
         One of manifest.Precision, or None for the fastest.
     threads
@@ -116,15 +116,20 @@ def open_part(
     here = [one for one in found if is_installed(one.runtime)]
     if runtime == "auto":
         here = [one for one in here if one.runtime not in PLANNED or is_proved(bundle, one, device)]
-    record = next(iter(here), None)
-    if record is None:
+    if not here:
         names = sorted({one.runtime for one in found})
         raise DeviceUnavailable(
             f"{' or '.join(names)} must be installed to run this bundle on {device}. "
             "Run: pip install 'samdistill[cpu]', or 'samdistill[gpu]' beside an NVIDIA GPU; "
             "`samdistill doctor` says more."
         )
-    return open_record(bundle, record, device=device, threads=threads)
+    errors = []
+    for record in here:
+        try:
+            return open_record(bundle, record, device=device, threads=threads)
+        except DeviceUnavailable as error:  # a processor without bf16, say: the next does on the same device
+            errors.append(error)
+    raise errors[0]
 
 
 def open_record(

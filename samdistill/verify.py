@@ -14,6 +14,7 @@ from pathlib import Path
 from samdistill.bundle import Bundle
 from samdistill.bundled_teacher import golden_result
 from samdistill.engines import candidates, open_part, open_record
+from samdistill.errors import DeviceUnavailable
 from samdistill.golden import GoldenResult
 from samdistill.manifest import Part
 from samdistill.predictor import Predictor
@@ -35,6 +36,8 @@ class Verification:
         What would be chosen for the student.
     golden
         One result a case and engine.
+    unavailable
+        Engines whose library is here and which cannot be had all the same, each with the reason.
     """
 
     bundle_sha256: str
@@ -42,6 +45,7 @@ class Verification:
     runtime: str
     provider: str
     golden: tuple[GoldenResult, ...]
+    unavailable: tuple[str, ...] = ()
 
 
 def verify(
@@ -67,24 +71,36 @@ def verify(
     """
     opened = Bundle.open(bundle, expect_sha256=expect_sha256)
     files = opened.check_files()
-    results = list(_results(opened, device, runtime))
-    # What would be chosen has to open; the others are those whose libraries are here.
+    manifest = opened.manifest
+    parts: tuple[Part, ...] = ("student",) if manifest.teacher is None else ("student", "encoder", "decoder")
+    unavailable: list[str] = []
+    results: list[GoldenResult] = []
+    for part in parts:
+        own = list(_results(opened, part, device, runtime, unavailable))
+        results += own
+        if not own:  # says why
+            open_part(opened, part, device=device, runtime=runtime)
     student = open_part(opened, "student", device=device, runtime=runtime)
     provider = student.engine.provider
-    return Verification(opened.sha256, files, student.record.runtime, provider, tuple(results))
+    return Verification(
+        opened.sha256, files, student.record.runtime, provider, tuple(results), tuple(unavailable)
+    )
 
 
-def _results(bundle: Bundle, device: str, runtime: str) -> Iterator[GoldenResult]:
+def _results(
+    bundle: Bundle, part: Part, device: str, runtime: str, unavailable: list[str]
+) -> Iterator[GoldenResult]:
     """Compute each golden case again on each engine; a plan that is new to this machine is kept then."""
-    manifest = bundle.manifest
-    parts: tuple[Part, ...] = ("student",) if manifest.teacher is None else ("student", "encoder", "decoder")
-    for part in parts:
-        for engine in candidates(bundle, part, device=device, runtime=runtime):
-            if not is_installed(engine.runtime):
-                continue
+    for engine in candidates(bundle, part, device=device, runtime=runtime):
+        if not is_installed(engine.runtime):
+            continue
+        try:
             opened = open_record(bundle, engine, device=device)
-            if part == "student":
-                compute = Predictor(bundle, opened, threads=None, device=device).golden_result
-            else:
-                compute = partial(golden_result, bundle, opened)
-            yield from golden_results(bundle, opened, compute)
+        except DeviceUnavailable as error:
+            unavailable.append(f"{part}: {engine.runtime} {engine.precision}: {error}")
+            continue
+        if part == "student":
+            compute = Predictor(bundle, opened, threads=None, device=device).golden_result
+        else:
+            compute = partial(golden_result, bundle, opened)
+        yield from golden_results(bundle, opened, compute)

@@ -294,10 +294,29 @@ def test_an_engine_built_without_a_gpu_is_taken_by_auto_only_after_it_was_proved
 def test_verify_proves_what_was_built_elsewhere(tiny_bundle: Path, machine: Machine, cache: Path) -> None:
     _, library = machine
     bundle = with_engine(tiny_bundle, "tensorrt-rtx", verified=False, plan=a_plan(tiny_bundle, library))
-    found = verify(bundle, device="cuda", runtime="tensorrt-rtx")
+    found = verify(bundle, device="cuda")
     assert found.runtime == "tensorrt-rtx"
     assert len(found.golden) == 3
     assert len(list(cache.glob("*.plan"))) == 1
+    (other,) = found.unavailable
+    assert other.startswith("student: onnxruntime fp32: device cuda:0 needs CUDAExecutionProvider")
+
+
+def test_where_nothing_can_be_had_on_the_device_verify_says_so(tiny_bundle: Path) -> None:
+    with pytest.raises(DeviceUnavailable, match="CUDAExecutionProvider"):
+        verify(tiny_bundle, device="cuda")
+
+
+def test_an_engine_that_cannot_be_had_gives_way_to_the_next_on_the_same_device(
+    tiny_bundle: Path, machine: Machine
+) -> None:
+    """TensorRT-RTX does not know this GPU; TensorRT does."""
+    gpu, _ = machine
+    with_engine(with_engine(tiny_bundle, "tensorrt-rtx"), "tensorrt")
+    gpu.capability = (9, 0)
+    assert Predictor.load(tiny_bundle, "cuda").runtime == "tensorrt"
+    with pytest.raises(DeviceUnavailable, match="must be one of turing"):
+        Predictor.load(tiny_bundle, "cuda", runtime="tensorrt-rtx")
 
 
 def test_low_precision_of_untrained_weights_is_not_taken_by_auto_even_when_it_runs(

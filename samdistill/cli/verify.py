@@ -35,3 +35,5 @@ def verify(
             f"golden case {case.name}: as published on {case.engine} "
             f"(probabilities differ by at most {case.max_probability_difference:.2g})"
         )
+    for engine in found.unavailable:
+        print(f"not run here: {engine}")
