@@ -1,12 +1,13 @@
 """Time folders: `segment_files` against the bare engine and against a plain script, image by image.
 
-    python benchmarks/bench_pipeline.py BUNDLE [--count 500] [--rounds 3] [--predictions 10000]
+    python benchmarks/bench_pipeline.py BUNDLE [--runtime onnxruntime] [--count 500] [--rounds 3]
 
 BUNDLE holds a light student. The bare engine gets the same tensors, already in memory, in the better of two
 ways: all cores on one call, or one thread each on calls side by side. The plain script is what one writes
 first: Pillow, torch and segmentation_models_pytorch, one image after the other. All are called in turns, and
-medians of the throughput are compared; the answers are checked against each other. Memory is the resident set
-of this process, which torch is not loaded into.
+medians of the throughput are compared; the answers are checked against each other. So are milliseconds of
+processor time an image, which say the same where other work loads the machine. Memory is the resident set of
+this process, which torch is not loaded into.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser()
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--runtime", default="auto", help="auto: the bundle's fastest here.")
+    parser.add_argument("--precision", help="fp32, ...; default: the fastest.")
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--plain-count", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
@@ -92,8 +95,9 @@ def main() -> None:
         write(work / "data", "endoscopy", arguments.count, size=(512, 512))
     sources = gather([str(images)], work / "out")[: arguments.count]
     workers, threads = share_threads(len(sources), "cpu", None)
-    single = Predictor.load(arguments.bundle, threads=threads)
-    wide = Predictor.load(arguments.bundle, threads=CORES)
+    engine = {"runtime": arguments.runtime, "precision": arguments.precision}
+    single = Predictor.load(arguments.bundle, threads=threads, **engine)
+    wide = Predictor.load(arguments.bundle, threads=CORES, **engine)
     contract = single.manifest.input
     frame = ModelFrame.of((512, 512), contract.size, contract.multiple)
     tensors = np.stack([frame.pixels(read_image(source.path)) for source in sources])
@@ -110,29 +114,34 @@ def main() -> None:
     memory: list[float] = []
 
     def ours() -> None:
-        shutil.rmtree(work / "out", ignore_errors=True)
         summary = segment_files(
             single, sources, work / "out", workers=workers, tell=lambda _: memory.append(resident_mb())
         )
         assert summary.done == len(sources)
 
-    rates: dict[str, list[float]] = {
-        "bare, all cores": [],
-        "bare, side by side": [],
-        "folder": [],
-        "plain": [],
-    }
+    def ours_one_worker() -> None:
+        assert segment_files(wide, sources, work / "out", workers=1).done == len(sources)
+
     plain = work / "plain"
     plain.mkdir()
     for source in sources[: arguments.plain_count]:
         shutil.copy(source.path, plain)
-    calls = {"bare, all cores": bare_wide, "bare, side by side": bare_side_by_side, "folder": ours}
+    calls = {
+        "bare, all cores": bare_wide,
+        "bare, side by side": bare_side_by_side,
+        "folder": ours,
+        "folder, one worker on all cores": ours_one_worker,
+    }
+    rates: dict[str, list[float]] = {name: [] for name in (*calls, "plain")}
+    busy: dict[str, list[float]] = {name: [] for name in calls}
     ours()
     for _ in range(arguments.rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
+            shutil.rmtree(work / "out", ignore_errors=True)
+            start, busy_start = time.perf_counter(), time.process_time()
             call()
             rates[name].append(len(sources) / (time.perf_counter() - start))
+            busy[name].append((time.process_time() - busy_start) / len(sources) * 1e3)
         shutil.rmtree(work / "plain_out", ignore_errors=True)
         words = [str(plain), str(work / "plain_out"), str(CORES), str(contract.size)]
         done = subprocess.run(
@@ -144,14 +153,19 @@ def main() -> None:
         np.testing.assert_array_equal(read_mask(work / "out" / source.relative) > 0, answer)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     bare = max(medians["bare, all cores"], medians["bare, side by side"])
+    busy_medians = {name: statistics.median(values) for name, values in busy.items()}
+    least = min(busy_medians["bare, all cores"], busy_medians["bare, side by side"])
     half = memory[len(memory) // 2 :]
     figures = {
+        "engine": single.engine,
         "images_per_second": medians,
+        "processor_ms_per_image": busy_medians,
+        "bare_over_folder_processor_time": least / busy_medians["folder"],
         "folder_over_bare": medians["folder"] / bare,
         "folder_over_plain": medians["folder"] / medians["plain"],
         "folder_memory_mb": {"least": min(half), "most": max(half)},
         "predictions": predictions(single, read_image(sources[0].path), arguments.predictions),
-        "cold_start_s": cold_start(arguments.bundle, sources[0].path, work),
+        "cold_start_s": cold_start(arguments.bundle, sources[0].path, work, arguments.runtime),
     }
     shutil.rmtree(work)
     print(json.dumps(figures, indent=1))
@@ -172,13 +186,13 @@ def predictions(predictor, image, count: int) -> dict[str, float]:  # type: igno
     return {"count": count, "memory_mb_after_a_tenth": early, "memory_mb": end, "growth": end / early - 1}
 
 
-def cold_start(bundle: Path, image: Path, work: Path) -> float:
+def cold_start(bundle: Path, image: Path, work: Path, runtime: str) -> float:
     """Median seconds from process start to file written, of seven."""
     times = []
     for _ in range(7):
         shutil.rmtree(work / "cold", ignore_errors=True)
         start = time.perf_counter()
-        words = ["infer", str(bundle), str(image), "--out", str(work / "cold")]
+        words = ["infer", str(bundle), str(image), "--out", str(work / "cold"), "--runtime", runtime]
         subprocess.run([sys.executable, "-m", "samdistill", *words], check=True, capture_output=True)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
