@@ -9,9 +9,27 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+HERE = (None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0", b"localhost", b"127.0.0.1")
+
+
+def no_network(event: str, arguments: tuple[Any, ...]) -> None:
+    """Let no test leave this machine."""
+    host: Any = None
+    if event == "socket.getaddrinfo":
+        host = arguments[0]
+    elif event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    if host not in HERE:
+        raise RuntimeError(f"a test must not use the network, and asked for {host}")
+
+
+sys.addaudithook(no_network)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

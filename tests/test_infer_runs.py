@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -264,3 +265,10 @@ def test_progress_says_how_many_images_a_second(tiny_bundle: Path, tmp_path: Pat
     )
     assert "12 of them by an earlier run" in again.stdout
     assert "images/s" not in again.stdout
+
+
+def test_no_test_can_reach_the_network() -> None:
+    with pytest.raises(RuntimeError, match="must not use the network"):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)
+    with pytest.raises(RuntimeError, match="must not use the network"):
+        socket.getaddrinfo("example.org", 80)
