@@ -398,6 +398,19 @@ def test_a_trained_student_is_published_equal_to_itself(run: Path, published: Pu
     np.testing.assert_allclose(found.probability_maps, frame.probability_maps(logits), atol=1e-4)
 
 
+def test_a_published_student_knows_how_far_to_trust_itself(run: Path, published: Published) -> None:
+    manifest = Predictor.load(published.path).manifest
+    parts = Run.load(run).cases()
+    assert manifest.calibration is not None
+    assert manifest.calibration.images == len(parts["validation"])
+    assert manifest.quality is not None
+    assert manifest.quality.reference.images == len(parts["train_labelled"])
+    assert manifest.quality.refined is None
+    assert manifest.routing is None, "without a teacher there is nothing to route to"
+    card = (published.path / "MODEL_CARD.md").read_text()
+    assert f"Fitted on {len(parts['validation'])} validation images" in card
+
+
 def test_a_bundle_tells_no_path_no_file_name_and_holds_no_real_image(
     run: Path, data: Path, published: Published
 ) -> None:
