@@ -1,4 +1,7 @@
-"""Gives the committed bundle a teacher, without an export's measurements: quick, and as a reader sees it."""
+"""Teachers' graphs, exported once a process, and the committed bundle with a teacher.
+
+An export proper would measure; `give_teacher` only puts the files in their places.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,26 @@ from bundles import rewrite
 
 from samdistill.config import to_dict
 from samdistill.export.pieces import teacher_record
-from samdistill.export.teacher_onnx import OPSET, export_decoder, export_encoder
+from samdistill.export.teacher_onnx import OPSET, Graph, export_decoder, export_encoder
+from samdistill.manifest import Part
 from samdistill.refine import RefineConfig
 from samdistill.teacher import Teacher
+
+Graphs = dict[Part, Graph]
+_EXPORTED: dict[tuple[str, str], Graphs] = {}
+
+
+def graphs_of(teacher: Teacher) -> Graphs:
+    """The encoder and the decoder; they take half a minute, and several files of tests want the same ones."""
+    key = (teacher.weights_sha256, teacher.preprocessing)
+    if key not in _EXPORTED:
+        _EXPORTED[key] = {"encoder": export_encoder(teacher), "decoder": export_decoder(teacher)}
+    return _EXPORTED[key]
 
 
 def give_teacher(bundle: Path, teacher: Teacher, config: RefineConfig) -> Path:
     """Put a teacher's networks into a bundle that has none, with how to prompt it."""
-    graphs = {"encoder": export_encoder(teacher), "decoder": export_decoder(teacher)}
+    graphs = graphs_of(teacher)
     file = bundle / "manifest.json"
     values = json.loads(file.read_text())
     student = next(one for one in values["engines"] if one["precision"] == "fp32")

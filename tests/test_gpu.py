@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bundles import colours
+from teacher_bundles import graphs_of
 from test_plans import with_engine
 
 from samdistill import phantoms
 from samdistill.bundled_teacher import BundledTeacher
 from samdistill.export.low_precision import lower
 from samdistill.export.pieces import teacher_record
-from samdistill.export.teacher_onnx import export_decoder, export_encoder
 from samdistill.export.teacher_parity import combinations
 from samdistill.manifest import Part
 from samdistill.plans import generation
@@ -69,8 +69,7 @@ def test_the_tiny_teacher_on_the_gpu_gives_pytorchs_masks(runtime: str, precisio
         plan, _ = tensorrt.build(runtime, network, shapes, generations=generations)
         return open_engine(plan, runtime=runtime, device="cuda")
 
-    encoder = opened("encoder", export_encoder(teacher).content)
-    decoder = opened("decoder", export_decoder(teacher).content)
+    encoder, decoder = (opened(part, graph.content) for part, graph in graphs_of(teacher).items())
     _agree(
         teacher, BundledTeacher(record, encoder, decoder), least_dice=0.999 if precision == "fp32" else 0.97
     )

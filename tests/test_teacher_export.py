@@ -16,6 +16,7 @@ from colour_student import CLASS_NAMES, ColourStudent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_sam import small_sam, small_teacher
+from teacher_bundles import Graphs, graphs_of
 
 import samdistill.export.pieces as pieces
 from samdistill import phantoms
@@ -24,12 +25,11 @@ from samdistill.errors import BundleError, UsageError
 from samdistill.export.bundle import publish
 from samdistill.export.parity import ParityError
 from samdistill.export.pieces import Source, teacher_record
-from samdistill.export.teacher_onnx import Graph, export_decoder, export_encoder
+from samdistill.export.teacher_onnx import export_encoder
 from samdistill.export.teacher_parity import TeacherReference, combinations
 from samdistill.golden import TeacherCase
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import Case, open_dataset
-from samdistill.manifest import Part
 from samdistill.phantoms.folder import write
 from samdistill.prompts import PromptConfig, Prompts
 from samdistill.refine import RefineConfig
@@ -38,12 +38,7 @@ from samdistill.teacher import Teacher, load_teacher
 from samdistill.teacher_frame import TeacherFrame
 from samdistill.verify import verify
 
-Graphs = dict[Part, Graph]
 SIZES = [(90, 120), (131, 77), (128, 128), (300, 256)]  # smaller than the encoder's square, equal, larger
-
-
-def graphs_of(teacher: Teacher) -> Graphs:
-    return {"encoder": export_encoder(teacher), "decoder": export_decoder(teacher)}
 
 
 def opened(teacher: Teacher, graphs: Graphs) -> BundledTeacher:

@@ -11,6 +11,7 @@ import pytest
 from colour_student import CLASS_NAMES, ColourStudent
 from fake_gpu import FakeCuda, FakeTensorRt
 from small_sam import small_teacher
+from teacher_bundles import graphs_of
 
 import samdistill.export.pieces as pieces
 import samdistill.export.plans as plans
@@ -21,7 +22,7 @@ from samdistill.export.low_precision import lower
 from samdistill.export.onnx import export_onnx
 from samdistill.export.pieces import Engines, Source, teacher_record
 from samdistill.export.plans import Planned, wanted
-from samdistill.export.teacher_onnx import Graph, export_decoder, export_encoder
+from samdistill.export.teacher_onnx import Graph, export_encoder
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import Case, open_dataset
 from samdistill.phantoms.folder import write
@@ -62,7 +63,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeCuda, FakeTensorRt]:
 def exported() -> tuple[Teacher, dict[str, Graph]]:
     """The encoder's weights lie beside its graph, as those of vit_h do, which are beyond 2 GB."""
     teacher = small_teacher()
-    encoder, decoder = export_encoder(teacher, max_bytes=1000), export_decoder(teacher)
+    encoder, decoder = export_encoder(teacher, max_bytes=1000), graphs_of(teacher)["decoder"]
     return teacher, {"export_encoder": encoder, "export_decoder": decoder}
 
 
@@ -94,9 +95,9 @@ def source() -> Source:
 def test_rtx_builds_the_tiny_encoder_and_the_decoder_for_ada_in_fp16() -> None:
     teacher = load_teacher("tiny")
     record = teacher_record(teacher, "Apache-2.0")
-    for part, graph in (("encoder", export_encoder(teacher)), ("decoder", export_decoder(teacher))):
+    for part, graph in graphs_of(teacher).items():
         network = Network(lower(graph.content), {}, "fp16")
-        shapes = profiles(part, size=224, teacher=record)  # type: ignore[arg-type]
+        shapes = profiles(part, size=224, teacher=record)
         plan, timings = tensorrt.build("tensorrt-rtx", network, shapes, generations=("ada",))
         assert len(plan) > 0.4 * len(graph.content)
         assert timings == b""
