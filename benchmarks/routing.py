@@ -220,11 +220,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="data folder; none: phantoms of the kind --name")
     parser.add_argument("--bundle", type=Path, help="a bundle with a routing rule, instead of training")
     parser.add_argument("--prompts", default="box", help="as for `samdistill export`")
-    parser.add_argument("--images", type=int, default=160, help="to train and validate on")
+    parser.add_argument("--images", type=int, default=240, help="to train and validate on")
     parser.add_argument("--held", type=int, default=300, help="unseen images to measure on")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--redraw", action="store_true", help="only draw what was measured")
     options = parser.parse_args()
     if options.redraw:
