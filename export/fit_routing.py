@@ -1,6 +1,6 @@
 """Fits the rule of mode `auto`: which images gain by being refined, or that none can be shown to.
 
-The gain is in Dice, of the mode "refine" over "fast" on validation images. The rule is kept only where what it
+The gain is in Dice, of mode "refine" over "fast" on validation images. The rule is kept only where what it
 gains exceeds its standard error, cross-validated with everything that is chosen on the way.
 """
 
