@@ -17,7 +17,7 @@ import pydicom
 import pytest
 from bundles import colours, rewrite
 from PIL import Image as PillowImage
-from test_inference import run, save, segment, tree
+from test_inference import hide, run, run_offline, save, segment, tree
 
 from samdistill.components import label
 from samdistill.inference import Options
@@ -228,17 +228,7 @@ def test_no_message_and_no_audit_names_a_patient_or_a_file(tiny_bundle: Path, tm
     (folder / "Doering_cut.dcm").write_bytes((folder / "Doering_Janina.dcm").read_bytes()[:-999])
     (folder / "Doering_text.png").write_bytes(b"Janina")
     nibabel.save(nibabel.Nifti1Image(GREY.T, np.eye(4)), folder / "Doering.nii")
-    code = (
-        "import sys; from samdistill.cli import app\n"
-        "def no_sockets(event, arguments):\n"
-        "    if event.startswith('socket.'): raise SystemExit('a socket was used: ' + event)\n"
-        "sys.addaudithook(no_sockets)\n"
-        "app.main()"
-    )
-    words = ["infer", tiny_bundle, folder, "--out", out, "--contours", "--measurements", "--overlay"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False
-    )
+    done = run_offline(tiny_bundle, folder, "--out", out, "--contours", "--measurements", "--overlay")
     assert done.returncode == 3, done.stderr
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     failed = {Path(one["input"]).stem for one in lines if one["status"] == "failed"}
@@ -258,13 +248,7 @@ def test_a_missing_library_ends_with_6_before_anything_is_written(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dicoms.write(tmp_path / "in" / "a.dcm", GREY)
-    blocker = tmp_path / "site" / "sitecustomize.py"
-    blocker.parent.mkdir()
-    blocker.write_text(
-        "import importlib.util as u; find = u.find_spec\n"
-        "u.find_spec = lambda name, *rest: None if name == 'pydicom' else find(name, *rest)\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(blocker.parent))
+    hide("pydicom", tmp_path, monkeypatch)
     done = run(tiny_bundle, tmp_path / "in", "--out", tmp_path / "out")
     assert done.returncode == 6
     assert "samdistill[dicom]" in done.stderr

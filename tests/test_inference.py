@@ -29,6 +29,30 @@ def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
+def run_offline(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """`infer` in a process that any use of a socket ends."""
+    code = (
+        "import sys; from samdistill.cli import app\n"
+        "def no_sockets(event, arguments):\n"
+        "    if event.startswith('socket.'): raise SystemExit('a socket was used: ' + event)\n"
+        "sys.addaudithook(no_sockets)\n"
+        "app.main()"
+    )
+    words = ["infer", *map(str, arguments)]
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+
+
+def hide(library: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let processes started from now on not find a library."""
+    blocker = folder / "site" / "sitecustomize.py"
+    blocker.parent.mkdir()
+    blocker.write_text(
+        "import importlib.util as u; find = u.find_spec\n"
+        f"u.find_spec = lambda name, *rest: None if name == {library!r} else find(name, *rest)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(blocker.parent))
+
+
 def save(path: Path, pixels: np.ndarray | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     PillowImage.fromarray(colours() if pixels is None else pixels).save(path)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from bundles import colours, rewrite
-from test_inference import run, save, segment, segment_all, tree
+from test_inference import hide, run, run_offline, save, segment, segment_all, tree
 
 from samdistill.errors import InputRejected
 from samdistill.inference import gather
@@ -141,17 +139,7 @@ def test_damage_is_one_failed_input_without_a_name(tiny_bundle: Path, tmp_path: 
     (folder / "Doering_list.mp4").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/Janina.ts\n")
     cut = clip(folder / "Doering_cut.avi", moving(40), "MJPG")
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
-    code = (
-        "import sys; from samdistill.cli import app\n"
-        "def no_sockets(event, arguments):\n"
-        "    if event.startswith('socket.'): raise SystemExit('a socket was used: ' + event)\n"
-        "sys.addaudithook(no_sockets)\n"
-        "app.main()"
-    )
-    words = ["infer", tiny_bundle, folder, "--out", out]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False
-    )
+    done = run_offline(tiny_bundle, folder, "--out", out)
     assert done.returncode == 3, done.stderr
     assert "5 of 6 inputs failed" in done.stderr
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
@@ -180,13 +168,7 @@ def test_without_opencv_the_extra_is_named_before_anything_is_written(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip(tmp_path / "in" / "a.avi", moving(1))
-    blocker = tmp_path / "site" / "sitecustomize.py"
-    blocker.parent.mkdir()
-    blocker.write_text(
-        "import importlib.util as u; find = u.find_spec\n"
-        "u.find_spec = lambda name, *rest: None if name == 'cv2' else find(name, *rest)\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(blocker.parent))
+    hide("cv2", tmp_path, monkeypatch)
     done = run(tiny_bundle, tmp_path / "in", "--out", tmp_path / "out")
     assert (done.returncode, "samdistill[video]" in done.stderr) == (6, True)
     assert not (tmp_path / "out").exists()
