@@ -14,9 +14,10 @@ from pathlib import Path
 
 import harness
 import kernels_components
+import kernels_images
 import kernels_prompts
 
-MODULES = (kernels_components, kernels_prompts)
+MODULES = (kernels_components, kernels_images, kernels_prompts)
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 
 
