@@ -294,7 +294,7 @@ def test_both_wheels_or_none_is_an_error_that_says_the_cure(
     [
         ({"device": "gpu"}, "device must be cpu, cuda or cuda:N, not 'gpu'"),
         ({"device": "cuda:"}, "device must be"),
-        ({"runtime": "torch"}, "runtime must be auto or one of onnxruntime, openvino, tensorrt, tensorrt-rtx, not 'torch'"),
+        ({"runtime": "torch"}, "runtime must be auto or one of onnxruntime, openvino, tensorrt"),
         ({"threads": 0}, "threads must be at least 1"),
     ],
 )
