@@ -127,6 +127,23 @@ def test_shards_share_the_files_out_and_keep_their_own_lists(tiny_bundle: Path, 
             Shard.parse(text)
 
 
+def test_lists_that_a_killed_run_left_half_go_and_nothing_else(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    save(folder / "a.png", colours(40, 40))
+    segment_all(Predictor.load(tiny_bundle), gather([str(folder)], out), out)
+    half = [
+        out / f".{name}.0123abcd.tmp" for name in ("results.jsonl", "coco.json", "measurements.csv", "a.png")
+    ]
+    half.append(out / ".coco.json.0123abcd.tmp.annotations")
+    mine = out / ".notes.txt.0123abcd.tmp"
+    for path in (*half, mine):
+        path.write_text("half")
+    (folder / "a.png").unlink()
+    save(folder / "a.png", colours(40, 40, seed=1))
+    segment_all(Predictor.load(tiny_bundle), gather([str(folder)], out), out, resume=True)
+    assert list(out.glob(".*.tmp*")) == [mine]
+
+
 def test_cores_are_shared_between_files_and_the_network() -> None:
     assert share_threads(1, "cpu", 4) == (1, 4)
     assert share_threads(500, "cpu", 4) == (4, 1)

@@ -129,12 +129,10 @@ def test_what_a_killed_writer_left_is_swept_up_once_it_is_old(teacher: Teacher, 
 def test_a_full_disk_is_told_and_leaves_no_half_entry(
     teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Path, content: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(content[: len(content) // 2])
+    def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UsageError, match="No space left on device"):
         EmbeddingCache(tmp_path).embed(teacher, images(1))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -12,7 +12,7 @@ from typing import Any
 from samdistill.inference.outputs import Options
 from samdistill.inference.records import RESULTS
 from samdistill.io.contours import coco_annotation
-from samdistill.io.files import atomic_write
+from samdistill.io.files import atomic_write, remove_leftovers
 from samdistill.io.measurements import Measurement
 
 MEASUREMENTS, COCO = "measurements.csv", "coco.json"
@@ -20,9 +20,10 @@ Naming = Callable[[str], str]
 
 
 def remove_listings(out: Path, name: Naming) -> None:
-    """Remove what an earlier run left, which speaks of other outputs."""
+    """Remove what an earlier run left, which speaks of other outputs, and what a killed one left half."""
     for file in (MEASUREMENTS, COCO):
         (out / name(file)).unlink(missing_ok=True)
+    remove_leftovers(out, {name(file) for file in (RESULTS, MEASUREMENTS, COCO)})
 
 
 def write_listings(out: Path, name: Naming, class_names: Sequence[str], options: Options) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from samdistill._version import __version__
 from samdistill.errors import UsageError
 from samdistill.inference.records import Record
 from samdistill.inference.sources import Source
-from samdistill.io.files import sha256_file
+from samdistill.io.files import remove_leftovers, sha256_file
 from samdistill.io.stack import Format, format_of, stem
 from samdistill.io.video import is_video
 from samdistill.predictor import Mode, Predictor
@@ -27,7 +26,6 @@ FRAMES = "frames.csv"  # of a video, in the folder of its masks
 OVERLAYS, PROBABILITIES, CONTOURS = "overlays", "probabilities", "contours"
 SEGMENTS, LABELS = "segments", "labels"
 SMALLEST_TILE_PX = 64
-_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")  # of a killed process, see io.files
 
 
 @dataclass(frozen=True)
@@ -251,11 +249,4 @@ def remove_stale(
                 if not any(file.resolve() in inputs for file in left.files):
                     left.remove()
     for folder, known in names.items():
-        for file in folder.glob(".*.tmp"):
-            match = _LEFTOVER.fullmatch(file.name)
-            if match is None or match["name"] not in known:
-                continue
-            if file.is_dir():
-                shutil.rmtree(file)
-            else:
-                file.unlink(missing_ok=True)
+        remove_leftovers(folder, known)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -95,10 +96,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
+def remove_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Remove the temporary files and folders that killed processes left of outputs of these names."""
+    for path in folder.glob(".*.tmp*"):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None or match["name"] not in names:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp(\.\w+)?")  # or put beside a temporary file
 
 
 def _temporary(path: Path) -> Path:
