@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
@@ -34,21 +35,21 @@ class Validation:
     dice: float
 
 
-class Objective:
+class Objective(ABC):
     """What a strategy minimises in one phase of training; what it keeps of its own is in the checkpoint."""
 
     kept: ClassVar[tuple[str, ...]] = ()
     """Names of attributes with plain values that a resumed run needs again."""
 
+    @abstractmethod
     def loss(self, student: nn.Module, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         """The scalar loss of a step, and numbers for the log, whose means over the epoch are recorded."""
-        raise NotImplementedError
 
     def networks(self) -> dict[str, nn.Module]:
         """Further networks by name, saved and restored; those that require gradients learn as well."""
         return {}
 
-    def after_step(self, student: nn.Module, step: int) -> None:
+    def after_step(self, student: nn.Module, step: int) -> None:  # noqa: B027 - few have anything to do there
         """Called after each optimiser step."""
 
     def after_epoch(self, measured: Validation) -> dict[str, float]:
