@@ -22,7 +22,7 @@ from samdistill.export.fit_seen import Seen, see
 from samdistill.export.pieces import Progress
 from samdistill.geometry import ModelFrame
 from samdistill.io.dataset import Case
-from samdistill.judging import Look, look
+from samdistill.judging import Look, look, teacher_numbers
 from samdistill.manifest_quality import (
     Calibration,
     ClassRange,
@@ -33,9 +33,9 @@ from samdistill.manifest_quality import (
 )
 from samdistill.predictor import Predictor
 from samdistill.quality import STUDENT_NUMBERS, UNLIKE_NUMBERS
-from samdistill.refined import Refined, average
+from samdistill.refined import average
+from samdistill.trust import LEAST_DICE
 
-LEAST_DICE = 0.7  # a case below it is a bad one
 LEVEL = 0.2  # share of cases that may lie beyond a bound of the score
 MARGIN = 1.25  # an input may be so much farther from the training images than the farthest validation image
 FLOORS = {"area_off": 0.5, "components_off": 1.0}  # the limits of shapes are never below these
@@ -190,16 +190,9 @@ def _refined_score(looks: Sequence[Look], seen: Sequence[Seen]) -> ScoreRule | N
         if one.refined is None or one.refined_masks is None or one.refined_dice is None:
             continue
         if one.refined.any:
-            size = (view.maps.shape[1], view.maps.shape[2])
-            numbers = quality.student_numbers(view.maps, quality.sampled(one.refined_masks, size))
-            rows.append({**numbers, **_teacher_numbers(one.refined)})
+            told = teacher_numbers(one.refined).items()
+            known = {name: value for name, value in told if value is not None}
+            rows.append({**view.numbers_of(one.refined_masks), **known})
             dice.append(float(one.refined_dice.mean()))
             own.append(one)
     return _score(rows, dice, own, OF_REFINED) if rows else None
-
-
-def _teacher_numbers(refined: Refined) -> Numbers:
-    return {
-        "agreement": float(np.nanmean(refined.agreement)),
-        "predicted_iou": float(np.nanmean(refined.predicted_iou)),
-    }

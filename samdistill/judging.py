@@ -45,6 +45,10 @@ class Look:
     numbers: Numbers
     intensity: npt.NDArray[np.float64]
 
+    def numbers_of(self, masks: Masks) -> Numbers:
+        """`quality.student_numbers` of other masks, (C, H, W) bool, image frame, by the same maps."""
+        return _numbers_of(self.maps, masks)
+
 
 def look(
     frame: ModelFrame,
@@ -66,8 +70,16 @@ def look(
     """
     height, width = frame.size
     maps = calibrated(sigmoid(logits[:, :height, :width]), temperatures)
-    numbers = quality.student_numbers(maps, quality.sampled(masks, frame.size))
-    return Look(maps, numbers, quality.intensity_histogram(pixels[:, :height, :width]))
+    return Look(maps, _numbers_of(maps, masks), quality.intensity_histogram(pixels[:, :height, :width]))
+
+
+def _numbers_of(maps: ProbabilityMaps, masks: Masks) -> Numbers:
+    return quality.student_numbers(maps, quality.sampled(masks, (maps.shape[1], maps.shape[2])))
+
+
+def teacher_numbers(refined: Refined) -> dict[str, float | None]:
+    """A value for each name of TEACHER_NUMBERS, means over the classes asked about; None without any."""
+    return {"agreement": _mean(refined.agreement), "predicted_iou": _mean(refined.predicted_iou)}
 
 
 class Judge:
@@ -99,18 +111,14 @@ class Judge:
             return quality.unknown(NO_RULE if rule is None else IN_TILES)
         reference = rule.reference
         replaced = refined is not None and refined.any
-        size = (seen.maps.shape[1], seen.maps.shape[2])
-        numbers = (
-            quality.student_numbers(seen.maps, quality.sampled(masks, size)) if replaced else seen.numbers
-        )
         numbers = {
-            **numbers,
+            **(seen.numbers_of(masks) if replaced else seen.numbers),
             "intensity_distance": quality.intensity_distance(seen.intensity, reference.intensity),
         }
         teacher: dict[str, float | None] | None = None
         stability = None
         if refined is not None:
-            teacher = {"agreement": _mean(refined.agreement), "predicted_iou": _mean(refined.predicted_iou)}
+            teacher = teacher_numbers(refined)
             if refined.embedding is not None and reference.embedding_mean and reference.embedding_scale:
                 teacher["embedding_distance"] = quality.embedding_distance(
                     refined.embedding, reference.embedding_mean, reference.embedding_scale

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from samdistill.arrays import Mask, Masks
 from samdistill.calibration import Reliability
-from samdistill.quality import Quality, auroc
+from samdistill.quality import Flag, Quality, auroc
 from samdistill.segmentation import Segmentation
 
 LEAST_DICE = 0.7  # a case below it is a bad one
-FLAGS = ("accept", "review", "reject")
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,6 @@ def judged(qualities: Sequence[Quality], dice: Sequence[float]) -> dict[str, Any
                 "dice": float(values[flags == flag].mean()) if (flags == flag).any() else math.nan,
                 "bad": int(bad[flags == flag].sum()),
             }
-            for flag in FLAGS
+            for flag in get_args(Flag)
         },
     }
