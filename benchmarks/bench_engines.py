@@ -47,11 +47,14 @@ def in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, d
     return {n: {"median_ms": float(np.median(t)), "shortest_ms": min(t)} for n, t in times.items()}
 
 
-def close(engine: Engine, inputs: dict[str, Any], output: str, expected: Any, share: float) -> None:
-    """An engine's answer must be within a share of the largest value; int8's on random weights, finite."""
+def checked(
+    engine: Engine, inputs: dict[str, Any], output: str, expected: Any, share: float
+) -> Callable[[], object]:
+    """The engine at work: within a share of the largest value; int8 on random weights, finite."""
     found = engine.run(inputs)[output]
     assert np.isfinite(found).all()
     assert np.abs(found - expected).max() <= share * np.abs(expected).max(), engine.provider
+    return lambda: engine.run(inputs)
 
 
 def student(threads: int, rounds: int) -> dict[str, Any]:
@@ -79,8 +82,7 @@ def student(threads: int, rounds: int) -> dict[str, Any]:
         ("openvino", "int8", low, 2.0),
     ):
         engine = open_engine(graph, runtime=runtime, precision=precision, threads=threads)
-        close(engine, {"pixels": pixels}, "logits", expected, share)
-        calls[f"{runtime} {precision}"] = lambda engine=engine: engine.run({"pixels": pixels})  # type: ignore[misc]
+        calls[f"{runtime} {precision}"] = checked(engine, {"pixels": pixels}, "logits", expected, share)
     return in_turns(calls, rounds)
 
 
@@ -106,8 +108,7 @@ def encoder(threads: int, rounds: int) -> dict[str, Any]:
         ("openvino", "bf16", 0.05),
     ):
         engine = open_engine(content, runtime=runtime, precision=precision, threads=threads)
-        close(engine, inputs, "embeddings", expected, share)
-        calls[f"{runtime} {precision}"] = lambda engine=engine: engine.run(inputs)  # type: ignore[misc]
+        calls[f"{runtime} {precision}"] = checked(engine, inputs, "embeddings", expected, share)
     return in_turns(calls, rounds)
 
 
@@ -136,8 +137,7 @@ def decoder(threads: int, rounds: int) -> dict[str, Any]:
     for runtime in ("onnxruntime", "openvino"):
         engine = open_engine(content, runtime=runtime, threads=threads)
         one_by_one = np.concatenate([engine.run(each)["low_res_logits"] for each in alone])
-        close(engine, together, "low_res_logits", one_by_one, 1e-3)
-        calls[f"{runtime} one call"] = lambda engine=engine: engine.run(together)  # type: ignore[misc]
+        calls[f"{runtime} one call"] = checked(engine, together, "low_res_logits", one_by_one, 1e-3)
         calls[f"{runtime} {SETS} calls"] = lambda engine=engine: [engine.run(each) for each in alone]  # type: ignore[misc]
     return in_turns(calls, rounds)
 
