@@ -1,7 +1,7 @@
 """Students with few labels: every strategy at equal optimiser steps, several label shares, several seeds.
 
     python benchmarks/mining.py --name polyps --data DATA [--shares 0.1] [--seeds 0 1 2] [--methods ...]
-    python benchmarks/mining.py --name endoscopy [...]           phantoms, made on the way
+    python benchmarks/mining.py --name endoscopy [--kind KIND] [...]    phantoms, made on the way
 
 The papers' protocol: for each seed a fixed split, whose test part is scored and never trained on; label
 shares are shares of what is not in the test part and pay for validation too; every method takes the same
@@ -226,7 +226,8 @@ def main() -> None:
     """Fill the table cell by cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--name", required=True)
-    parser.add_argument("--data", type=Path, help="data folder; none: 600 phantoms of the kind --name")
+    parser.add_argument("--data", type=Path, help="data folder; none: 600 phantoms")
+    parser.add_argument("--kind", help="of those phantoms; none: --name")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=["supervised", "mine, selected"], choices=METHODS)
@@ -246,13 +247,14 @@ def main() -> None:
     if done["settings"] != settings:
         parser.error(f"{results} was made with {done['settings']}; give another --name or the same settings")
     words = ["--data DATA"] * (options.data is not None)
+    words += [f"--kind {options.kind}"] * (options.kind is not None)
     words += [f"--{name} {value}" for name, value in settings.items() if value is not None]
     command = f"python benchmarks/mining.py --name {options.name} {' '.join(words)}"
     with tempfile.TemporaryDirectory() as temporary:
         data = options.data
         if data is None:
             data = Path(temporary) / "data"
-            write(data, options.name, 600, seed=1)
+            write(data, options.kind or options.name, 600, seed=1)
         for seed in options.seeds:
             for share in options.shares:
                 for method in options.methods:
