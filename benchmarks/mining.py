@@ -109,6 +109,7 @@ def cell(data: Path, key: dict[str, Any], options: argparse.Namespace, folder: P
         "labels": key["share"],
         "max_steps": options.steps,
         "seed": key["seed"],
+        **({} if options.batch is None else {"batch": options.batch}),
         "teacher": options.teacher,
         "keep": "last",
         **METHODS[key["method"]],
@@ -233,6 +234,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["supervised", "mine, selected"], choices=METHODS)
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--batch", type=int, help="images a step; none: the preset's")
     parser.add_argument("--preset", default="light")
     parser.add_argument("--encoder")
     parser.add_argument("--teacher", default="tiny")
@@ -243,6 +245,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     results = HERE / "results" / f"mining_{options.name}.json"
     settings = {name: getattr(options, name) for name in ("steps", "size", "preset", "encoder", "teacher")}
+    if options.batch is not None:
+        settings["batch"] = options.batch
     done = json.loads(results.read_text()) if results.is_file() else {"settings": settings, "cells": []}
     if done["settings"] != settings:
         parser.error(f"{results} was made with {done['settings']}; give another --name or the same settings")
