@@ -2,8 +2,6 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <string_view>
-
 #include "arguments.h"
 #include "png.h"
 #include "register.h"
@@ -37,16 +35,15 @@ Map resize_maps(const Map& maps, std::size_t height, std::size_t width) {
 }
 
 // None where a filter's number is unknown.
-py::object unfilter_png(const py::bytes& rows, std::size_t height, std::size_t row_bytes,
+py::object unfilter_png(const Pixels& rows, std::size_t height, std::size_t row_bytes,
                         std::size_t pixel_bytes) {
-  const std::string_view filtered = rows;
+  if (rows.size() != length(height * (1 + row_bytes))) throw py::value_error("rows must be whole.");
   Pixels unfiltered({length(height), length(row_bytes)});
   std::uint8_t* out = unfiltered.mutable_data();
   bool known;
   {
     const py::gil_scoped_release release;
-    known = samdistill::unfilter_png(reinterpret_cast<const std::uint8_t*>(filtered.data()), height,
-                                     row_bytes, pixel_bytes, out);
+    known = samdistill::unfilter_png(rows.data(), height, row_bytes, pixel_bytes, out);
   }
   return known ? py::object(unfiltered) : py::none();
 }
@@ -56,6 +53,6 @@ py::object unfilter_png(const py::bytes& rows, std::size_t height, std::size_t r
 void register_images(py::module_& module) {
   module.def("resize_rgb", &resize_rgb, py::arg("image").noconvert(), py::arg("height"), py::arg("width"));
   module.def("resize_maps", &resize_maps, py::arg("maps").noconvert(), py::arg("height"), py::arg("width"));
-  module.def("unfilter_png", &unfilter_png, py::arg("rows"), py::arg("height"), py::arg("row_bytes"),
+  module.def("unfilter_png", &unfilter_png, py::arg("rows").noconvert(), py::arg("height"), py::arg("row_bytes"),
              py::arg("pixel_bytes"));
 }

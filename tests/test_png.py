@@ -131,7 +131,6 @@ def damaged() -> dict[str, bytes]:
         "no pixels": first + end,
         "too few": longer + idat + end,
         "too many": shorter + idat + end,
-        "more behind": first + reference.chunk(b"IDAT", data + b"more") + end,
         "a filter": first + reference.chunk(b"IDAT", zlib.compress(bytes([9] * 360))) + end,
         "interlaced": reference.SIGNATURE + reference.header(13, 9, 8, 2, 1) + good[33:],
         "depth": reference.SIGNATURE + reference.header(13, 9, 16, 2) + good[33:],
@@ -143,6 +142,15 @@ def damaged() -> dict[str, bytes]:
 @pytest.mark.parametrize("name", damaged())
 def test_what_is_wrong_is_left_to_pillow(name: str) -> None:
     assert decoded(damaged()[name]) is None
+
+
+def test_what_stands_behind_the_pixels_is_passed_over_as_by_pillow() -> None:
+    content = reference.png(PICTURE, PAETH)
+    start, end = content.index(b"IDAT") + 4, content.index(b"IEND") - 8
+    more = reference.chunk(b"IDAT", content[start:end] + b"more")
+    content = content[: start - 8] + more + reference.chunk(b"IEND", b"")
+    np.testing.assert_array_equal(decoded(content), PICTURE)
+    np.testing.assert_array_equal(by_pillow(content), PICTURE)
 
 
 def test_a_file_cut_anywhere_is_never_half_a_picture(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import math
 import re
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
@@ -63,21 +63,6 @@ class Job:
     case: Case | None = None
     record: Record | None = None
     timings_ms: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "segment": 0.0, "write": 0.0})
-
-
-def now(outcome: Outcome) -> Future[Outcome]:
-    """An outcome that nobody has to wait for."""
-    future: Future[Outcome] = Future()
-    future.set_result(outcome)
-    return future
-
-
-def write(run: Run, job: Job) -> Future[Outcome]:
-    """Hand a segmented case to the writers; a large one is written here and now."""
-    assert job.case is not None
-    if job.case.held_bytes > LARGE_BYTES:
-        return now(written(run, job))
-    return run.writers.submit(written, run, job)
 
 
 def open_case(run: Run, job: Job) -> Case:

@@ -1,7 +1,8 @@
 """Segments files into files: several workers at once, bounded memory, records in order.
 
-A worker takes a few files, reads them and has them segmented together; writers encode what was found and wait
-for the disk, many at once, since a disk flushes many files in little more than the time of one. A file that
+A worker takes a group of files, reads them and has them segmented together; a writer encodes what was found
+and waits for the disk, several at once, since a disk flushes many files in little more than the time of one.
+The group goes over as a whole: threads that hand on file by file mostly wait for each other. A file that
 cannot be segmented is recorded as failed and never gets a mask; the others go on. Knows no network and no
 terminal.
 """
@@ -21,15 +22,15 @@ from samdistill.inference.cases import Case
 from samdistill.inference.jobs import (
     BATCH,
     BATCH_PIXELS,
+    LARGE_BYTES,
     Job,
     Run,
     failed,
     needs_tiles,
-    now,
     open_case,
     predict,
     timed,
-    write,
+    written,
 )
 from samdistill.inference.listings import remove_listings, write_listings
 from samdistill.inference.outputs import (
@@ -179,39 +180,36 @@ def _work(
     settle: Callable[[Outcome], None],
 ) -> None:
     """Hand groups of files to the workers, and settle what came of them in order."""
-    waiting: deque[Future[list[Future[Outcome]]]] = deque()
-    ready: deque[Future[Outcome]] = deque()
+    waiting: deque[Future[Future[list[Outcome]]]] = deque()
+    ready: deque[Outcome] = deque()
     pool = ThreadPoolExecutor(workers, "samdistill")
 
     def drain(ahead: int) -> None:
         """Settle until at most so many groups are on their way."""
         while len(waiting) > ahead:
-            ready.extend(waiting[0].result())
+            ready.extend(waiting[0].result().result())
             waiting.popleft()
             while ready:
-                outcome = ready[0].result()
-                ready.popleft()
-                settle(outcome)
+                settle(ready.popleft())
 
     try:
-        for group in _groups(sources, kept, max(1, min(batch, len(sources) // (2 * workers)))):
-            waiting.append(pool.submit(_segment_group, run, group, kept))
+        for files in _groups(sources, kept, max(1, min(batch, len(sources) // (2 * workers)))):
+            waiting.append(pool.submit(_segment_group, run, files, kept))
             drain(WAITING * workers)
         drain(0)
     except BaseException:
-        # Interrupted: what is being written is finished, nothing else is begun, and what is done is listed.
+        # Interrupted: what is segmented is written, nothing else is begun, and what is done is listed.
         run.stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
-        run.writers.shutdown(wait=True, cancel_futures=True)
-        for done in waiting:
-            ready.extend([] if done.cancelled() or done.exception() else done.result())
-        for written in ready:
-            if not written.cancelled():
-                settle(written.result())
+        for group in waiting:
+            if not group.cancelled() and not group.exception():
+                ready.extend(group.result().result())
+        while ready:
+            settle(ready.popleft())
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        run.writers.shutdown(wait=True, cancel_futures=True)
+        run.writers.shutdown(wait=True)
 
 
 def _groups(
@@ -232,27 +230,42 @@ def _groups(
 
 def _segment_group(
     run: Run, group: list[tuple[int, Source]], kept: dict[int, Record]
-) -> list[Future[Outcome]]:
-    """Segment some files; those of one image go through the network together."""
-    outcomes: dict[int, Future[Outcome]] = {}
+) -> Future[list[Outcome]]:
+    """Segment some files; those of one image go through the network together. Writers do the rest."""
+    outcomes: dict[int, Outcome] = {}
     held: list[tuple[Job, Pixels]] = []
+    segmented: list[Job] = []
 
     def flush() -> None:
         for job, error in _segment_singles(run, held):
-            outcomes[job.number] = now(failed(run, job, error)) if error else write(run, job)
+            if error:
+                outcomes[job.number] = failed(run, job, error)
+            else:
+                done(job)
         held.clear()
+
+    def done(job: Job) -> None:
+        assert job.case is not None
+        if job.case.held_bytes > LARGE_BYTES:
+            outcomes[job.number] = written(run, job)
+        else:
+            segmented.append(job)
+
+    def settled() -> list[Outcome]:
+        outcomes.update((job.number, written(run, job)) for job in segmented)
+        return [outcomes[number] for number, _ in group if number in outcomes]
 
     for number, source in group:
         if run.stop.is_set():
             break
         if number in kept:
-            outcomes[number] = now(Outcome(number, kept[number], None, "kept", {}))
+            outcomes[number] = Outcome(number, kept[number], None, "kept", {})
             continue
         job = Job(number, source)
         if source.problem is None and is_video(source.path):
             outcome = segment_video(run, job)
             if outcome is not None:
-                outcomes[number] = now(outcome)
+                outcomes[number] = outcome
             continue
         try:
             case = open_case(run, job)
@@ -261,13 +274,13 @@ def _segment_group(
                     held.append((job, case.stack.image()))
             else:
                 _segment_stack(run, job, case)
-                outcomes[number] = write(run, job)
+                done(job)
         except Exception as error:  # noqa: BLE001  (no file stops the rest)
-            outcomes[number] = now(failed(run, job, error))
+            outcomes[number] = failed(run, job, error)
         if sum(pixels.shape[0] * pixels.shape[1] for _, pixels in held) > BATCH_PIXELS:
             flush()
     flush()
-    return [outcomes[number] for number, _ in group if number in outcomes]
+    return run.writers.submit(settled)
 
 
 def _segment_singles(run: Run, held: list[tuple[Job, Pixels]]) -> Iterator[tuple[Job, Exception | None]]:

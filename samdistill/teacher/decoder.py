@@ -107,6 +107,37 @@ def decode(
     return draw(decoder, queries, keys, (image_embeddings.shape[-2], image_embeddings.shape[-1])), scores
 
 
+def decode_one(
+    decoder: nn.Module,
+    image_embeddings: torch.Tensor,
+    image_pe: torch.Tensor,
+    tokens: torch.Tensor,
+    exists: torch.Tensor,
+    dense: torch.Tensor,
+    multimask: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do as `decode` and take one mask a set, without drawing the other three.
+
+    Parameters
+    ----------
+    decoder, image_embeddings, image_pe, tokens, exists, dense
+        As for `decode`.
+    multimask
+        (N,) bool: False the single mask, True the best of three by predicted IoU.
+
+    Returns
+    -------
+    tuple
+        (N, 4h, 4w) logits; (N,) predicted IoU.
+    """
+    queries, keys, scores = attend(decoder, image_embeddings, image_pe, tokens, exists, dense)
+    index = torch.where(multimask, 1 + scores[:, 1:].argmax(dim=1), 0)
+    sets = torch.arange(index.shape[0], device=index.device)
+    mixing = _mixing(decoder, queries)[sets, index]
+    size = (image_embeddings.shape[-2], image_embeddings.shape[-1])
+    return _drawn(decoder, mixing[:, None], keys, size)[:, 0], scores[sets, index]
+
+
 def attend(
     decoder: nn.Module,
     image_embeddings: torch.Tensor,
@@ -129,12 +160,23 @@ def draw(
     decoder: nn.Module, mask_tokens: torch.Tensor, keys: torch.Tensor, size: tuple[int, int]
 ) -> torch.Tensor:
     """Do the second half of `decode`: (N, 4, 4h, 4w) logits, keys being of an embedding of `size` (h, w)."""
+    return _drawn(decoder, _mixing(decoder, mask_tokens), keys, size)
+
+
+def _mixing(decoder: nn.Module, mask_tokens: torch.Tensor) -> torch.Tensor:
+    """(N, 4, C) mask tokens to (N, 4, C / 8), how each mask mixes the upscaled channels."""
     d: Any = decoder
-    (height, width), n = size, mask_tokens.shape[0]
-    mixing = torch.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(d.output_hypernetworks_mlps)], dim=1)
-    logits = _upscale(d.output_upscaling, keys) @ mixing.transpose(1, 2)  # (N, hw 16, 4)
+    return torch.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(d.output_hypernetworks_mlps)], dim=1)
+
+
+def _drawn(
+    decoder: nn.Module, mixing: torch.Tensor, keys: torch.Tensor, size: tuple[int, int]
+) -> torch.Tensor:
+    """(N, M, C / 8) mixing of M masks to (N, M, 4h, 4w) logits."""
+    d: Any = decoder
+    (height, width), (n, count) = size, mixing.shape[:2]
+    logits = _upscale(d.output_upscaling, keys) @ mixing.transpose(1, 2)  # (N, hw 16, M)
     # y, x, then dy, dx of the first and of the second doubling.
-    count = mixing.shape[1]
     logits = logits.reshape(n, height, width, 2, 2, 2, 2, count)
     return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(n, count, 4 * height, 4 * width)
 
@@ -177,9 +219,9 @@ def _upscale(upscaling: Any, keys: torch.Tensor) -> torch.Tensor:
 def _double(conv: Any, x: torch.Tensor) -> torch.Tensor:
     """(N, K, C) to (N, 4 K, C'), the four sub-pixels of each token in raster order."""
     weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 2 C', C)
-    return functional.linear(x, weight, conv.bias.repeat(4)).reshape(
-        x.shape[0], 4 * x.shape[1], conv.out_channels
-    )
+    # On a matrix, since engines add the bias within a product of matrices and after one of stacks.
+    doubled = functional.linear(x.flatten(0, 1), weight, conv.bias.repeat(4))
+    return doubled.reshape(x.shape[0], 4 * x.shape[1], conv.out_channels)
 
 
 # segment_anything's Attention three times, each where its cost lies. There are thousands of image keys and a
@@ -222,12 +264,15 @@ def _to_image(
     key = key / math.sqrt(key.shape[-1])
     asked = key @ _per_head(attention.q_proj.weight, heads)
     offset = key @ attention.q_proj.bias.reshape(heads, -1, 1)
+    offset = offset.masked_fill(~exists[:, None, :, None], -torch.inf)
     scores = _times_image(asked, seen.transpose(1, 2)) + offset
-    weights = scores.masked_fill(~exists[:, None, :, None], -torch.inf).softmax(dim=2)
+    # Softmax over the tokens, by hand: engines transpose everything twice for one that is not of the last axis.
+    likely = (scores - scores.amax(dim=2, keepdim=True)).exp()
+    weights = likely / likely.sum(dim=2, keepdim=True)
     value = attention._separate_heads(attention.v_proj(v), heads)
     given = value @ attention.out_proj.weight.reshape(-1, heads, value.shape[-1]).permute(1, 2, 0)
-    image = weights.flatten(1, 2).transpose(1, 2) @ given.flatten(1, 2)
-    shown: torch.Tensor = image + attention.out_proj.bias
+    given = given + attention.out_proj.bias / heads  # each head's weights sum to 1
+    shown: torch.Tensor = weights.flatten(1, 2).transpose(1, 2) @ given.flatten(1, 2)
     return shown
 
 
