@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import pty
 import re
 import signal
@@ -35,6 +36,32 @@ def fill(folder: Path, count: int) -> None:
 
 def masks(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in tree(out) if name.endswith(".png")}
+
+
+FAULTS = """
+import resource, sys, threading
+import numpy as np
+from samdistill.inference.workers import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def work():
+    for _ in range(50):
+        [np.ones(1 << 20, np.uint8) for _ in range(8)]
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver()[0], reason="glibc alone has it")
+def test_memory_that_is_kept_is_not_cleared_again() -> None:
+    def faults(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    given_back, kept = faults("give back"), faults("keep")
+    assert kept < given_back - 50 * 1024  # of 50 x 8 MiB, two pages of three at the least
 
 
 def test_workers_and_batches_change_nothing(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,16 @@ def test_an_engine_the_bundle_does_not_have_is_refused_by_name(tiny_bundle: Path
         Predictor.load(tiny_bundle, precision="int8")
     with pytest.raises(UsageError, match="runtime must be auto or one of"):
         Predictor.load(tiny_bundle, "cpu", "caffe")
+
+
+@openvino
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_calls_from_several_threads_do_not_wait_for_each_other_in_openvino(mixture: bytes) -> None:
+    one, all_cores = (open_engine(mixture, runtime="openvino", threads=threads) for threads in (1, None))
+    cores = len(os.sched_getaffinity(0))
+    assert one._compiled.get_property("NUM_STREAMS") == min(8, cores)  # type: ignore[attr-defined]
+    assert one._compiled.get_property("INFERENCE_NUM_THREADS") == min(8, cores)  # type: ignore[attr-defined]
+    assert all_cores._compiled.get_property("NUM_STREAMS") == 1  # type: ignore[attr-defined]
 
 
 @openvino

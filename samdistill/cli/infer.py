@@ -28,7 +28,9 @@ def infer(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     runtime: Annotated[str, typer.Option(help="auto, or a runtime of docs/engines.md.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads in all; default: all cores.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images in one call of the network.")] = 8,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images in one call of the network; default: 4, on a GPU 8.")
+    ] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Draw the masks into OUT/overlays/.")] = False,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Probability maps into OUT/probabilities/.")
@@ -66,7 +68,8 @@ def infer(
         raise_for_failures,
         segment_files,
     )
-    from samdistill.inference.workers import share_threads
+    from samdistill.inference.jobs import BATCH
+    from samdistill.inference.workers import GPU_BATCH, keep_freed_memory, share_threads
     from samdistill.predictor import Predictor, parse_mode
 
     options = Options(
@@ -81,6 +84,7 @@ def infer(
         abstain=abstain,
         stability=stability,
     )
+    keep_freed_memory()
     part = None if shard is None else Shard.parse(shard)
     sources = gather(inputs, out)
     count = len(sources) if part is None else len(part.of(sources))
@@ -108,7 +112,7 @@ def infer(
                 shard=part,
                 resume=resume,
                 workers=workers,
-                batch=batch,
+                batch=batch or (BATCH if device == "cpu" else GPU_BATCH),
                 tell=tell,
             )
         except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from samdistill.arrays import Image, Masks
 from samdistill.components import label
 from samdistill.errors import InputRejected
 from samdistill.inference.outputs import LABELS, SEGMENTS, Options, Outputs
-from samdistill.inference.records import Record
 from samdistill.io.contours import collection, feature
 from samdistill.io.files import write_bytes
 from samdistill.io.images import mask_bytes, png_bytes
@@ -110,19 +109,22 @@ class Case:
             if self._options.contours:
                 self._features += _features(mask, name, class_id, several)
 
-    def write(self, out: Path, record: Record, settings: dict[str, str]) -> Record:
+    def write(self, out: Path, settings: dict[str, str]) -> dict[str, Any]:
         """Write every wanted output; each appears whole or not at all.
 
         Returns
         -------
-        Record
-            The given one, completed.
+        dict
+            What the file's `Record` says of it.
         """
         written: dict[str, str] = {}
 
         def put(file: Path, content: bytes) -> str:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(file, content, settle_folder=False)
+            try:
+                write_bytes(file, content, settle_folder=False)
+            except FileNotFoundError:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(file, content, settle_folder=False)
             name = file.relative_to(out).as_posix()
             written[name] = hashlib.sha256(content).hexdigest()
             return name
@@ -143,29 +145,26 @@ class Case:
             found = collection(self._features, self.stack.size, len(self.stack))
             contours = put(outputs.contours, json.dumps(found).encode())
         areas = [np.count_nonzero(self._masks[:, channel]) for channel in range(self._masks.shape[1])]
-        return replace(
-            record,
-            status="ok",
-            error=None,
-            image_size=self.stack.size,
-            images=len(self.stack) if self.stack.format != "picture" else None,
-            spacing_mm=self.stack.spacing_mm,
-            masks=masks,
-            probabilities=maps,
-            overlay=overlay,
-            contours=contours,
-            classes={
+        return {
+            "image_size": self.stack.size,
+            "images": len(self.stack) if self.stack.format != "picture" else None,
+            "spacing_mm": self.stack.spacing_mm,
+            "masks": masks,
+            "probabilities": maps,
+            "overlay": overlay,
+            "contours": contours,
+            "classes": {
                 name: {"area_px": int(area), "max_probability": round(float(peak), 6)}
                 for name, area, peak in zip(self._predictor.class_names, areas, self._peaks, strict=True)
             },
-            refined=told(self._refined, self._predictor.class_names) if self._refined else None,
-            routed=routing.told(self._routes) if self._routes else None,
-            quality=quality.told(self._qualities),
-            calibrated=None if maps is None else self._predictor.manifest.calibration is not None,
-            measurements=self._measurements if self._options.measurements else None,
-            files=written,
-            warnings=["burned_in_annotation"] if getattr(self.stack, "burned_in", False) else None,
-        )
+            "refined": told(self._refined, self._predictor.class_names) if self._refined else None,
+            "routed": routing.told(self._routes) if self._routes else None,
+            "quality": quality.told(self._qualities),
+            "calibrated": None if maps is None else self._predictor.manifest.calibration is not None,
+            "measurements": self._measurements if self._options.measurements else None,
+            "files": written,
+            "warnings": ["burned_in_annotation"] if getattr(self.stack, "burned_in", False) else None,
+        }
 
     def _mask_content(self, key: str, file: Path, settings: dict[str, str]) -> bytes:
         if key == SEGMENTS:

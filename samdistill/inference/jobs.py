@@ -24,7 +24,7 @@ from samdistill.inference.tiles import segment_in_tiles
 from samdistill.io.stack import open_stack, read_content
 from samdistill.predictor import Pixels, Predictor, Segmentation
 
-BATCH = 8
+BATCH = 4  # on a CPU; of more images the activations leave its caches
 BATCH_PIXELS = 1 << 22  # of the images a worker holds at once, the last one not counted
 WRITERS = 8
 LARGE_BYTES = 1 << 23  # cases of more are written by the worker itself, so that they do not pile up
@@ -68,16 +68,19 @@ class Job:
 def open_case(run: Run, job: Job) -> Case:
     """Read a file's bytes and header."""
     source, predictor = job.source, run.predictor
-    job.record = Record(str(source.relative), "failed", predictor.bundle_sha256, run.options.mode)
     if source.problem is not None:
         raise InputRejected(source.problem)
     with timed(job, "read"):
         content = read_content(source.path)
         sha256 = hashlib.sha256(content).hexdigest()
-        job.record = replace(job.record, input_sha256=sha256, settings_sha256=run.settings_sha256)
+        job.record = replace(_unread(run, job), input_sha256=sha256, settings_sha256=run.settings_sha256)
         stack = open_stack(source.path, content)
         job.case = Case(stack, sha256, run.outputs[source], run.options, predictor)
     return job.case
+
+
+def _unread(run: Run, job: Job) -> Record:
+    return Record(str(job.source.relative), "failed", run.predictor.bundle_sha256, run.options.mode)
 
 
 def predict(run: Run, images: list[Pixels]) -> list[Segmentation]:
@@ -105,7 +108,7 @@ def written(run: Run, job: Job) -> Outcome:
     assert job.record is not None
     try:
         with timed(job, "write"):
-            record = job.case.write(run.out, job.record, run.settings)
+            facts = job.case.write(run.out, run.settings)
     except Exception as error:  # noqa: BLE001
         run.outputs[job.source].remove()
         return failed(run, job, error)
@@ -113,7 +116,7 @@ def written(run: Run, job: Job) -> Outcome:
         run.outputs[job.source].remove()
         raise
     job.case = None
-    record = replace(record, latency_ms=round(sum(job.timings_ms.values()), 3))
+    record = replace(job.record, status="ok", **facts, latency_ms=round(sum(job.timings_ms.values()), 3))
     return Outcome(job.number, record, None, "ok", job.timings_ms)
 
 
@@ -130,9 +133,7 @@ def failed(run: Run, job: Job, error: Exception) -> Outcome:
     else:
         reason = f"{path}: internal error, {type(error).__name__}."
     known = isinstance(error, (SamdistillError, ValueError, OSError, MemoryError))
-    record = job.record or Record(
-        str(job.source.relative), "failed", run.predictor.bundle_sha256, run.options.mode
-    )
+    record = job.record or _unread(run, job)
     nameless = reason.replace(path, f"input {job.number}")
     if re.search(rf"(?<!\w){re.escape(job.source.path.name)}(?!\w)", nameless):
         nameless = f"input {job.number} failed."

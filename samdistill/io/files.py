@@ -42,15 +42,16 @@ def atomic_write(path: Path, *, settle_folder: bool = True) -> Iterator[Path]:
 
 def write_bytes(path: Path, content: bytes, *, settle_folder: bool = True) -> None:
     """Write a whole file atomically; see `atomic_write`."""
-    temporary = _temporary(path)
+    # Without pathlib, where many small files are written: its paths cost as much as the system's calls.
+    temporary = os.fspath(_temporary(path))
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb") as file:  # noqa: PTH123
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        os.replace(temporary, path)  # noqa: PTH105
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
         raise
     if settle_folder:
         sync_folder(path.parent)
