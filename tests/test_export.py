@@ -316,6 +316,7 @@ import samdistill.export.bundle as publishing
 import samdistill.export.pieces as pieces
 from test_export import source
 from samdistill.io.dataset import open_dataset
+from samdistill.teacher import load_teacher
 
 def wait(name):
     original = getattr(publishing, name)
@@ -327,18 +328,22 @@ def wait(name):
 
 wait({moment!r})
 cases = [case.without_labels() for case in open_dataset(Path({data!r})).cases[:2]]
-publishing.publish(source(), cases, Path({out!r}), force=True)
+teacher = load_teacher("tiny") if {teacher} else None
+publishing.publish(source(), cases, Path({out!r}), force=True, teacher=teacher)
 """
 
 
-@pytest.mark.parametrize(("moment", "before"), [("verify", False), ("_replace", True)])
+@pytest.mark.parametrize(
+    ("moment", "before", "teacher"),
+    [("verify", False, False), ("_replace", True, False), ("verify", True, True)],
+)
 @pytest.mark.usefixtures("exported")
 def test_an_export_killed_at_any_moment_leaves_the_old_bundle_or_none(
-    cases: list[Case], data: Path, tmp_path: Path, moment: str, before: bool
+    cases: list[Case], data: Path, tmp_path: Path, moment: str, before: bool, teacher: bool
 ) -> None:
     out = tmp_path / "bundle"
     old = publish(source(), cases, out).sha256 if before else None
-    code = SLOW_EXPORT.format(tests=str(HERE), moment=moment, data=str(data), out=str(out))
+    code = SLOW_EXPORT.format(tests=str(HERE), moment=moment, data=str(data), out=str(out), teacher=teacher)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     with process.stdout:
