@@ -5,11 +5,13 @@ python benchmarks/bench_matcher.py
 python benchmarks/bench_matcher.py one_each enumeration    # some sections; the others keep their last figures
 
 Times are of the thread on its processor. The matcher's own limit is by the clock on the wall, which on a
-shared machine would measure the others: here it is 10 s, and the processor's time is to stay below 1 s.
+shared machine would measure the others: here it is 10 s, and the processor's time is to stay below 1 s. On a
+quiet machine `--limit 1` takes the default limit itself; `most_wall_ms` says how well it is kept.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -30,6 +32,7 @@ from samdistill import kernels
 from samdistill.matching import match
 
 RESULTS = Path(__file__).parent / "results" / "matcher.json"
+LIMIT_S = 10.0
 Cases = Sequence[matcher_cases.Case]
 
 
@@ -129,7 +132,7 @@ def compare(cases: Cases, upper: int) -> dict[str, Any]:
     for maps, masks in cases:
         start = time.perf_counter()
         found, ms = timed(
-            lambda maps=maps, masks=masks: match(maps, masks, lower=1, upper=upper, time_limit_s=10)
+            lambda maps=maps, masks=masks: match(maps, masks, lower=1, upper=upper, time_limit_s=LIMIT_S)
         )
         walls.append((time.perf_counter() - start) * 1e3)
         values["ours"].append(found.beta)
@@ -145,6 +148,7 @@ def compare(cases: Cases, upper: int) -> dict[str, Any]:
             times[name].append(ms)
     return {
         "instances": len(cases),
+        "limit_s": LIMIT_S,
         "proposals": statistics.mean(len(masks) for _, masks in cases),
         "proven": proven,
         "median_ms": statistics.median(times["ours"]),
@@ -214,10 +218,16 @@ SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
+    global LIMIT_S
+    parser = argparse.ArgumentParser()
+    parser.add_argument("sections", nargs="*", default=[*SECTIONS])
+    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds by the clock on the wall")
+    arguments = parser.parse_args()
+    LIMIT_S = arguments.limit
     kernels.warm_up()
     reached = True
-    for name in names or SECTIONS:
+    for name in arguments.sections:
         found = SECTIONS[name]()
         print(name, json.dumps(found))
         parts = [found] if "reached" in found else list(found.values())
@@ -229,4 +239,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
