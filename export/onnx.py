@@ -87,6 +87,7 @@ def cleaned(graph: Any, *, axes: Mapping[int, str] | None = None, slim: bool = T
 
     if slim:
         graph = onnxslim.slim(graph)
+    _known_gelu(graph.graph)
     del graph.metadata_props[:], graph.graph.metadata_props[:]
     del graph.graph.value_info[:]  # shapes in between, which any runtime works out
     for node in graph.graph.node:
@@ -101,6 +102,33 @@ def cleaned(graph: Any, *, axes: Mapping[int, str] | None = None, slim: bool = T
         onnx.checker.check_model(graph, full_check=True)
     content: bytes = graph.SerializeToString(deterministic=True)
     return content
+
+
+def _known_gelu(graph: onnx.GraphProto) -> None:
+    """Write x (0.5 (1 + erf ...)) as (x (1 + erf ...)) 0.5: ONNX Runtime computes that, a GELU, in one go."""
+    writers = {node.output[0]: node for node in graph.node}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def follow(node: onnx.NodeProto, kind: str) -> tuple[onnx.NodeProto, str] | None:
+        """The one node that reads another, and its other input."""
+        found = readers.get(node.output[0], [])
+        if len(found) != 1 or found[0].op_type != kind:
+            return None
+        others = [name for name in found[0].input if name != node.output[0]]
+        return (found[0], others[0]) if len(others) == 1 else None
+
+    for erf in graph.node:
+        shifted = follow(erf, "Add") if erf.op_type == "Erf" else None
+        half = follow(shifted[0], "Mul") if shifted else None
+        whole = follow(half[0], "Mul") if half else None
+        if shifted and half and whole and half[1] not in writers:
+            scaled = writers.get(erf.input[0])
+            if scaled is not None and whole[1] in scaled.input:
+                half[0].input[:] = [whole[1], shifted[0].output[0]]
+                whole[0].input[:] = [half[0].output[0], half[1]]
 
 
 def with_fixed_padding(student: nn.Module) -> nn.Module:

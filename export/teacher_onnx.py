@@ -21,7 +21,7 @@ from torch import nn
 from samdistill.errors import UsageError
 from samdistill.export.onnx import MAX_BYTES, OPSET, cleaned
 from samdistill.teacher import Teacher
-from samdistill.teacher.decoder import PromptBatch, decode, encode_prompts
+from samdistill.teacher.decoder import PromptBatch, decode_one, encode_prompts
 
 ENCODER_INPUTS, ENCODER_OUTPUTS = ("pixels", "input_size"), ("embeddings",)
 DECODER_INPUTS = ("embeddings", "image_index", *PromptBatch._fields, "multimask")
@@ -115,17 +115,16 @@ class Decoder(nn.Module):
         False the single mask, True the best of three by predicted IoU. Gives (N, 4h, 4w) and (N,)."""
         batch = PromptBatch(points, point_labels, boxes, has_box, masks, has_mask)
         tokens, exists, dense = encode_prompts(self.prompt_encoder, batch)
-        logits, scores = decode(
+        return decode_one(
             self.mask_decoder,
-            embeddings[image_index],
+            embeddings,
+            image_index,
             self.pe,
             tokens,
             exists,
             dense,
+            multimask,
         )
-        index = torch.where(multimask, 1 + scores[:, 1:].argmax(dim=1), 0)
-        sets = torch.arange(index.shape[0])
-        return logits[sets, index], scores[sets, index]
 
 
 def export_encoder(teacher: Teacher, *, max_bytes: int = MAX_BYTES) -> Graph:

@@ -1,11 +1,13 @@
 """A bundle's teacher: SAM's encoder and decoder in one runtime, numerically as `samdistill.teacher.Teacher`.
 
 numpy, one runtime, no torch. The encoder is the dear part, so an image is embedded once and prompted often;
-the prompt sets of a whole batch of images go through the decoder in one call. Knows no class and no student.
+the prompt sets of a whole batch of images go through the decoder together: on a GPU at once, on a CPU as many
+at a time as stay in its cache. Knows no class and no student.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +33,11 @@ from samdistill.teacher_frame import (
     prompt_arrays,
     wants_best_of_three,
 )
+
+DECODED = ("low_res_logits", "predicted_iou")
+KEYS_BYTES = 3 << 19
+"""Of the image keys of all prompt sets that a CPU decodes at a time, since they are read and written many
+times: one set at a time pays for the call, many go through main memory (`benchmarks/bench_engines.py`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +153,33 @@ class BundledTeacher:
         previous: npt.NDArray[np.float32] | None = None,
         sizes: Sequence[tuple[int, int]] | None = None,
     ) -> TeacherMasks:
-        """Segment every prompt set of every image in one decoder call.
+        """Segment every prompt set of every image.
+
+        Parameters
+        ----------
+        embeddings, prompts, multimask, previous
+            As for `decode`.
+        sizes
+            (height, width) of each image's masks; None: the image's own. Prompts stay in the image's frame.
+        """
+        logits, predicted_iou = self.decode(embeddings, prompts, multimask=multimask, previous=previous)
+        masks: list[Mask] = []
+        for number, (embedding, each) in enumerate(zip(embeddings, prompts, strict=True)):
+            own = logits[len(masks) : len(masks) + len(each)]
+            size = None if sizes is None else sizes[number]
+            maps = embedding.frame.upscale(own, size)
+            masks.extend(maps > np.float32(self.record.mask_threshold))
+        return TeacherMasks(masks, logits, predicted_iou)
+
+    def decode(
+        self,
+        embeddings: Sequence[BundledEmbedding],
+        prompts: Sequence[Sequence[Prompts]],
+        *,
+        multimask: bool | None = None,
+        previous: npt.NDArray[np.float32] | None = None,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Do what the network does of `segment`.
 
         Parameters
         ----------
@@ -160,32 +193,43 @@ class BundledTeacher:
         previous
             (N, 4h, 4w) float32 low-resolution logits of an earlier answer to the same sets in flattened
             order; they take the place of `mask_logits`.
-        sizes
-            (height, width) of each image's masks; None: the image's own. Prompts stay in the image's frame.
+
+        Returns
+        -------
+        tuple
+            (N, 4h, 4w) float32 logits in the low-resolution frame, (N,) float32 predicted IoU.
         """
         record = self.record
         height, width = record.mask_size
         arrays = prompt_arrays([one.frame for one in embeddings], prompts, (height, width), previous)
         n = len(arrays.points)
         if n == 0:
-            return TeacherMasks([], np.zeros((0, height, width), np.float32), np.zeros(0, np.float32))
+            return np.zeros((0, height, width), np.float32), np.zeros(0, np.float32)
         inputs = {
             "embeddings": np.stack([one.features for one in embeddings]),
             "image_index": np.repeat(np.arange(len(prompts)), [len(each) for each in prompts]),
             **arrays._asdict(),
             "multimask": wants_best_of_three(prompts, multimask, has_previous=previous is not None),
         }
-        found = self._run(
-            self._decoder, inputs, {"low_res_logits": (n, height, width), "predicted_iou": (n,)}
-        )
-        logits = found["low_res_logits"]
-        masks: list[Mask] = []
-        for number, (embedding, each) in enumerate(zip(embeddings, prompts, strict=True)):
-            own = logits[len(masks) : len(masks) + len(each)]
-            size = None if sizes is None else sizes[number]
-            maps = embedding.frame.upscale(own, size)
-            masks.extend(maps > np.float32(record.mask_threshold))
-        return TeacherMasks(masks, logits, found["predicted_iou"])
+        answers = [self._decode(inputs, part) for part in self._parts_of(n)]
+        logits, predicted_iou = (np.concatenate([one[name] for one in answers]) for name in DECODED)
+        return logits, predicted_iou
+
+    def _parts_of(self, n: int) -> list[slice]:
+        """N prompt sets as the decoder takes them."""
+        step = n
+        if self._decoder.provider.startswith("CPU"):
+            step = max(1, KEYS_BYTES // (4 * math.prod(self.record.embedding)))
+        return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+    def _decode(self, inputs: Arrays, part: slice) -> dict[str, npt.NDArray[np.float32]]:
+        """Decode some of the prompt sets, whose images lie side by side."""
+        own = {name: array[part] for name, array in inputs.items() if name != "embeddings"}
+        first, last = own["image_index"][[0, -1]]
+        own["image_index"] = own["image_index"] - first
+        own["embeddings"] = inputs["embeddings"][first : last + 1]
+        n, size = part.stop - part.start, self.record.mask_size
+        return self._run(self._decoder, own, dict(zip(DECODED, ((n, *size), (n,)), strict=True)))
 
     @staticmethod
     def _run(

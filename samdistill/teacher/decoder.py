@@ -48,7 +48,7 @@ def encode_prompts(encoder: nn.Module, batch: PromptBatch) -> tuple[torch.Tensor
     Returns
     -------
     tuple
-        (N, P + 2, C) tokens, (N, P + 2) bool which of them exist, (N, C, h, w) dense embeddings.
+        (N, P + 2, C) tokens, (N, P + 2) bool which of them exist, (N, h w, C) dense embeddings.
     """
     e: Any = encoder
     points = encode_points(encoder, batch.points, batch.point_labels)
@@ -60,9 +60,14 @@ def encode_prompts(encoder: nn.Module, batch: PromptBatch) -> tuple[torch.Tensor
     if hasattr(e, "box_prior"):
         masks = torch.where(batch.has_mask[:, None, None, None], masks, e.box_prior(batch.boxes))
         has_dense = batch.has_mask | batch.has_box
-    dense = torch.where(
-        has_dense[:, None, None, None], e.mask_downscaling(masks), e.no_mask_embed.weight[..., None, None]
-    )
+    # The last convolution is one pixel wide: on tokens a product of matrices, and few channels are turned.
+    *narrowing, widening = e.mask_downscaling
+    for module in narrowing:
+        masks = module(masks)
+    narrow = masks.flatten(2).transpose(1, 2)
+    drawn = functional.linear(narrow.flatten(0, 1), widening.weight.flatten(1), widening.bias)
+    drawn = drawn.reshape(*narrow.shape[:2], -1)
+    dense = torch.where(has_dense[:, None, None], drawn, e.no_mask_embed.weight)
     return torch.cat([points, corners], dim=1), exists, dense
 
 
@@ -92,7 +97,7 @@ def decode(
     decoder
         segment_anything's MaskDecoder.
     image_embeddings
-        (N, C, h, w), each set's own image; or (1, C, h, w) with `dense` alike, for all sets.
+        (N, C, h, w), each set's own image; or (1, C, h, w) with a `dense` of one, (1, h w or 1, C), for all.
     image_pe
         (1, C, h, w), `PromptEncoder.get_dense_pe()`.
     tokens, exists, dense
@@ -110,6 +115,7 @@ def decode(
 def decode_one(
     decoder: nn.Module,
     image_embeddings: torch.Tensor,
+    image_index: torch.Tensor,
     image_pe: torch.Tensor,
     tokens: torch.Tensor,
     exists: torch.Tensor,
@@ -120,8 +126,12 @@ def decode_one(
 
     Parameters
     ----------
-    decoder, image_embeddings, image_pe, tokens, exists, dense
+    decoder, image_pe, tokens, exists, dense
         As for `decode`.
+    image_embeddings
+        (M, C, h, w).
+    image_index
+        (N,) int64, which of them each set asks about.
     multimask
         (N,) bool: False the single mask, True the best of three by predicted IoU.
 
@@ -130,7 +140,8 @@ def decode_one(
     tuple
         (N, 4h, 4w) logits; (N,) predicted IoU.
     """
-    queries, keys, scores = attend(decoder, image_embeddings, image_pe, tokens, exists, dense)
+    keys = image_embeddings.flatten(2).transpose(1, 2)[image_index] + dense
+    queries, keys, scores = _attended(decoder, keys, image_pe, tokens, exists)
     index = torch.where(multimask, 1 + scores[:, 1:].argmax(dim=1), 0)
     sets = torch.arange(index.shape[0], device=index.device)
     mixing = _mixing(decoder, queries)[sets, index]
@@ -147,11 +158,18 @@ def attend(
     dense: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Do the first half of `decode`: (N, 4, C) mask tokens, (N, h w, C) keys, (N, 4) predicted IoU."""
+    keys = image_embeddings.flatten(2).transpose(1, 2) + dense
+    return _attended(decoder, keys, image_pe, tokens, exists)
+
+
+def _attended(
+    decoder: nn.Module, keys: torch.Tensor, image_pe: torch.Tensor, tokens: torch.Tensor, exists: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Do what `attend` does from keys, (N or 1, h w, C), that the prompts' dense embeddings are part of."""
     d: Any = decoder
     own = torch.cat([d.iou_token.weight, d.mask_tokens.weight])
     queries = torch.cat([own[None].expand(tokens.shape[0], -1, -1), tokens], dim=1)
     exists = torch.cat([torch.ones_like(exists[:, :1]).expand(-1, len(own)), exists], dim=1)
-    keys = (image_embeddings + dense).flatten(2).transpose(1, 2)
     queries, keys = _two_way(d.transformer, keys, image_pe.flatten(2).transpose(1, 2), queries, exists)
     return queries[:, 1 : len(own)], keys, d.iou_prediction_head(queries[:, 0])
 
@@ -266,7 +284,7 @@ def _to_image(
     offset = key @ attention.q_proj.bias.reshape(heads, -1, 1)
     offset = offset.masked_fill(~exists[:, None, :, None], -torch.inf)
     scores = _times_image(asked, seen.transpose(1, 2)) + offset
-    # Softmax over the tokens, by hand: engines transpose everything twice for one that is not of the last axis.
+    # Softmax over the tokens, by hand: engines transpose all of it for one that is not of the last axis.
     likely = (scores - scores.amax(dim=2, keepdim=True)).exp()
     weights = likely / likely.sum(dim=2, keepdim=True)
     value = attention._separate_heads(attention.v_proj(v), heads)

@@ -162,9 +162,7 @@ def _search(
 ) -> _Found:
     """Decode a grid of points over one embedding and keep what passes both thresholds."""
     model, device = teacher.model, teacher.device
-    dense = model.prompt_encoder.no_mask_embed.weight[..., None, None].expand(
-        -1, -1, *embedding.features.shape[1:]
-    )
+    dense = model.prompt_encoder.no_mask_embed.weight[:, None]
     image_pe = model.prompt_encoder.get_dense_pe()
     points = torch.from_numpy((grid * embedding.input_size[::-1]).astype(np.float32)).to(device)
     height, width = embedding.image_size
