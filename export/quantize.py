@@ -33,7 +33,10 @@ IMAGES = 16  # whose activations are looked at; all of them lie in memory at onc
 # Chosen on validation images of a light polyp student: mean mask Dice against fp32 0.959 with the percentile
 # 99.9 and 0.993 with 99.999; 0.996 with the full range and the ends left in fp32.
 PERCENTILE = 100.0
-FIRST, LAST = 1, 3  # convolutions that stay in fp32, where a network has more than twice as many
+# Convolutions that stay in fp32, where a network has more than twice as many. On polyps, a light student and
+# one with ResNet-34: 0.9957 and 0.9976 with the last three in fp32, 0.9956 and 0.9971 with the last; 0.9892
+# and 0.9971 with the first in int8 too.
+FIRST, LAST = 1, 1
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
