@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ import harness
 import numpy as np
 import torch
 
+from samdistill.bundled_teacher import BundledTeacher
 from samdistill.export.onnx import export_onnx
+from samdistill.export.pieces import teacher_record
 from samdistill.export.quantize import quantize
 from samdistill.export.teacher_onnx import SamEncoder, export_decoder, export_encoder
 from samdistill.phantoms import make
 from samdistill.prompts import Prompts
 from samdistill.runtime import Engine, open_engine
 from samdistill.teacher import load_teacher
-from samdistill.teacher_frame import TeacherFrame, prompt_arrays
+from samdistill.teacher_frame import TeacherFrame
 from samdistill.train.config import StudentConfig
 from samdistill.train.student import Student
 
@@ -113,32 +116,21 @@ def encoder(threads: int, rounds: int) -> dict[str, Any]:
 
 
 def decoder(threads: int, rounds: int) -> dict[str, Any]:
-    """32 sets in one call against 32 calls, in each engine."""
+    """32 sets in one call of the bundle's teacher against 32 calls, in each engine."""
     teacher = load_teacher("tiny")
-    content = export_decoder(teacher).content
+    content, record = export_decoder(teacher).content, teacher_record(teacher, "none")
+    encoder = open_engine(export_encoder(teacher).content, threads=threads)
     image = make("endoscopy", seed=7).image
-    frame = TeacherFrame((image.shape[0], image.shape[1]), teacher.input_side)
-    embeddings = np.stack([e.features.numpy() for e in teacher.embed([image])])
-    height, width = teacher.model.prompt_encoder.mask_input_size
     sets = [Prompts(box=np.array([20 + i, 20, 120 + 3 * i, 200], np.float32)) for i in range(SETS)]
-
-    def inputs(own: list[Prompts]) -> dict[str, Any]:
-        arrays = prompt_arrays([frame], [own], (height, width))._asdict()
-        n = len(own)
-        return {
-            "embeddings": embeddings,
-            "image_index": np.zeros(n, np.int64),
-            **arrays,
-            "multimask": np.zeros(n, np.bool_),
-        }
-
-    together, alone = inputs(sets), [inputs([one]) for one in sets]
     calls: dict[str, Callable[[], object]] = {}
     for runtime in ("onnxruntime", "openvino"):
-        engine = open_engine(content, runtime=runtime, threads=threads)
-        one_by_one = np.concatenate([engine.run(each)["low_res_logits"] for each in alone])
-        calls[f"{runtime} one call"] = checked(engine, together, "low_res_logits", one_by_one, 1e-3)
-        calls[f"{runtime} {SETS} calls"] = lambda engine=engine: [engine.run(each) for each in alone]  # type: ignore[misc]
+        opened = BundledTeacher(record, encoder, open_engine(content, runtime=runtime, threads=threads))
+        ask = partial(opened.decode, opened.embed([image]))
+        alone = np.concatenate([ask([[one]])[0] for one in sets])
+        together, _ = ask([sets])
+        assert np.abs(together - alone).max() <= 1e-3 * np.abs(alone).max(), runtime
+        calls[f"{runtime} one call"] = partial(ask, [sets])
+        calls[f"{runtime} {SETS} calls"] = lambda ask=ask: [ask([[one]]) for one in sets]  # type: ignore[misc]
     return in_turns(calls, rounds)
 
 

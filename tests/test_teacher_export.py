@@ -33,7 +33,7 @@ from samdistill.io.dataset import Case, open_dataset
 from samdistill.phantoms.folder import write
 from samdistill.prompts import PromptConfig, Prompts
 from samdistill.refine import RefineConfig
-from samdistill.runtime import open_engine
+from samdistill.runtime import Arrays, Engine, open_engine
 from samdistill.teacher import Teacher, load_teacher
 from samdistill.teacher_frame import TeacherFrame
 from samdistill.verify import verify
@@ -101,6 +101,47 @@ def test_every_combination_of_prompts_on_images_of_every_size_gives_what_pytorch
     alone = [exported.segment(exported.embed([image]), [[one]]) for image, own in pictures for one in own]
     for number, answer in enumerate(alone):
         np.testing.assert_allclose(answer.low_res_logits[0], together.low_res_logits[number], atol=2e-3)
+
+
+class Elsewhere:
+    """An engine that says that it computes somewhere else, and remembers how many sets it was given."""
+
+    def __init__(self, engine: Engine, provider: str) -> None:
+        self.engine, self.provider = engine, provider
+        self.runtime, self.inputs, self.outputs = engine.runtime, engine.inputs, engine.outputs
+        self.given: list[tuple[int, int]] = []
+
+    def run(self, inputs: Arrays) -> dict[str, Any]:
+        self.given.append((len(inputs["image_index"]), len(inputs["embeddings"])))
+        return self.engine.run(inputs)
+
+
+def test_a_cpu_gets_as_many_sets_at_a_time_as_its_cache_holds_and_a_gpu_all(
+    tiny: tuple[Teacher, Graphs],
+) -> None:
+    teacher, graphs = tiny
+    encoder, decoder = (open_engine(graph.content) for graph in graphs.values())
+    pictures = [picture(size, index) for index, size in enumerate(SIZES)]
+    sets = [pictures[0][1], [], pictures[2][1][:1], pictures[3][1]]
+    answers = {}
+    for provider, expected in (("CPU", [(4, 1), (4, 4), (3, 1)]), ("GPU", [(11, 4)])):
+        engine = Elsewhere(decoder, provider)
+        exported = BundledTeacher(teacher_record(teacher, "none"), encoder, engine)
+        answers[provider] = exported.decode(exported.embed([image for image, _ in pictures]), sets)
+        assert engine.given == expected
+    for one, other in zip(*answers.values(), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-3)
+
+
+def test_onnx_runtime_finds_the_gelus_of_a_graph(tiny: tuple[Teacher, Graphs], tmp_path: Path) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(tiny[1]["decoder"].content, options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kinds.count("Gelu") == 4
+    assert "Erf" not in kinds
 
 
 def test_an_answer_is_given_back_as_a_prompt_like_in_pytorch(tiny: tuple[Teacher, Graphs]) -> None:
