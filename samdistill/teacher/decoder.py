@@ -193,10 +193,10 @@ def _drawn(
     """(N, M, C / 8) mixing of M masks to (N, M, 4h, 4w) logits."""
     d: Any = decoder
     (height, width), (n, count) = size, mixing.shape[:2]
-    logits = _upscale(d.output_upscaling, keys) @ mixing.transpose(1, 2)  # (N, hw 16, M)
+    logits = (_upscale(d.output_upscaling, keys) @ mixing.transpose(1, 2)).transpose(1, 2)  # (N, M, hw 16)
     # y, x, then dy, dx of the first and of the second doubling.
-    logits = logits.reshape(n, height, width, 2, 2, 2, 2, count)
-    return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(n, count, 4 * height, 4 * width)
+    logits = logits.reshape(n, count, height, width, 2, 2, 2, 2)
+    return logits.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(n, count, 4 * height, 4 * width)
 
 
 def _two_way(
