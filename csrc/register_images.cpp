@@ -53,6 +53,6 @@ py::object unfilter_png(const Pixels& rows, std::size_t height, std::size_t row_
 void register_images(py::module_& module) {
   module.def("resize_rgb", &resize_rgb, py::arg("image").noconvert(), py::arg("height"), py::arg("width"));
   module.def("resize_maps", &resize_maps, py::arg("maps").noconvert(), py::arg("height"), py::arg("width"));
-  module.def("unfilter_png", &unfilter_png, py::arg("rows").noconvert(), py::arg("height"), py::arg("row_bytes"),
-             py::arg("pixel_bytes"));
+  module.def("unfilter_png", &unfilter_png, py::arg("rows").noconvert(), py::arg("height"),
+             py::arg("row_bytes"), py::arg("pixel_bytes"));
 }
