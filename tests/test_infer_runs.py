@@ -193,7 +193,7 @@ def test_ctrl_c_leaves_complete_outputs_that_are_resumed(tiny_bundle: Path, tmp_
         # Whoever runs the tests in the background may have it ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while not (out / "004.png").exists():
+    while not all((out / f"{number:03}.png").exists() for number in range(5)):  # written in any order
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)

@@ -342,7 +342,7 @@ def test_no_file_of_a_killed_run_is_partial_or_stale(tiny_bundle: Path, tmp_path
     save(out / "299.png", np.zeros((200, 200), np.uint8))
     command = [sys.executable, "-m", "samdistill", "infer", str(tiny_bundle), str(folder), "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not (out / "004.png").exists():
+    while not all((out / f"{number:03}.png").exists() for number in range(5)):  # written in any order
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
