@@ -67,20 +67,28 @@ class Job:
 
 def open_case(run: Run, job: Job) -> Case:
     """Read a file's bytes and header."""
-    source, predictor = job.source, run.predictor
+    source = job.source
     if source.problem is not None:
         raise InputRejected(source.problem)
     with timed(job, "read"):
         content = read_content(source.path)
         sha256 = hashlib.sha256(content).hexdigest()
-        job.record = replace(_unread(run, job), input_sha256=sha256, settings_sha256=run.settings_sha256)
+        job.record = unfinished(run, job, sha256)
         stack = open_stack(source.path, content)
-        job.case = Case(stack, sha256, run.outputs[source], run.options, predictor)
+        job.case = Case(stack, sha256, run.outputs[source], run.options, run.predictor)
     return job.case
 
 
-def _unread(run: Run, job: Job) -> Record:
-    return Record(str(job.source.relative), "failed", run.predictor.bundle_sha256, run.options.mode)
+def unfinished(run: Run, job: Job, input_sha256: str | None = None) -> Record:
+    """What is known of a file before its masks are there; without its hash it has not been read."""
+    return Record(
+        str(job.source.relative),
+        "failed",
+        run.predictor.bundle_sha256,
+        run.options.mode,
+        input_sha256,
+        None if input_sha256 is None else run.settings_sha256,
+    )
 
 
 def predict(run: Run, images: list[Pixels]) -> list[Segmentation]:
@@ -133,7 +141,7 @@ def failed(run: Run, job: Job, error: Exception) -> Outcome:
     else:
         reason = f"{path}: internal error, {type(error).__name__}."
     known = isinstance(error, (SamdistillError, ValueError, OSError, MemoryError))
-    record = job.record or _unread(run, job)
+    record = job.record or unfinished(run, job)
     nameless = reason.replace(path, f"input {job.number}")
     if re.search(rf"(?<!\w){re.escape(job.source.path.name)}(?!\w)", nameless):
         nameless = f"input {job.number} failed."

@@ -17,9 +17,9 @@ from samdistill import quality, routing
 from samdistill.arrays import Image
 from samdistill.errors import InputRejected
 from samdistill.inference.cases import draw
-from samdistill.inference.jobs import BATCH, BATCH_PIXELS, Job, Run, failed, predict, timed
+from samdistill.inference.jobs import BATCH, BATCH_PIXELS, Job, Run, failed, predict, timed, unfinished
 from samdistill.inference.outputs import FRAMES, LABELS
-from samdistill.inference.records import Outcome, Record
+from samdistill.inference.records import Outcome
 from samdistill.io.files import atomic_folder, sha256_file, write_bytes
 from samdistill.io.images import mask_bytes
 from samdistill.io.measurements import measure
@@ -51,14 +51,13 @@ def segment_video(run: Run, job: Job) -> Outcome | None:
 
 def _segment(run: Run, job: Job) -> Outcome:
     path, options, outputs = job.source.path, run.options, run.outputs[job.source]
-    job.record = Record(str(job.source.relative), "failed", run.predictor.bundle_sha256, options.mode)
     if options.contours or options.probabilities:
         raise InputRejected(
             f"{path} must be given without --contours and --probabilities: videos have masks, an overlay and "
             "measurements. Save its frames as pictures for more."
         )
     with timed(job, "read"):
-        job.record = replace(job.record, input_sha256=sha256_file(path), settings_sha256=run.settings_sha256)
+        job.record = unfinished(run, job, sha256_file(path))
     seen = _Seen(run)
     with ExitStack() as folders, closing(frames(path)) as stream:
         for folder in outputs.masks.values():

@@ -42,16 +42,15 @@ def atomic_write(path: Path, *, settle_folder: bool = True) -> Iterator[Path]:
 
 def write_bytes(path: Path, content: bytes, *, settle_folder: bool = True) -> None:
     """Write a whole file atomically; see `atomic_write`."""
-    # Without pathlib, where many small files are written: its paths cost as much as the system's calls.
-    temporary = os.fspath(_temporary(path))
+    temporary = _temporary(path)
     try:
-        with open(temporary, "wb") as file:  # noqa: PTH123
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     if settle_folder:
         sync_folder(path.parent)

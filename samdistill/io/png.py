@@ -98,12 +98,8 @@ def encode(pixels: npt.NDArray[Any]) -> bytes:
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
-    return (
-        struct.pack(">I", len(body))
-        + kind
-        + body
-        + struct.pack(">I", deflate.crc32(body, deflate.crc32(kind)))
-    )
+    checksum = deflate.crc32(body, deflate.crc32(kind))
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
