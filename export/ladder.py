@@ -6,6 +6,7 @@ else. Knows neither student nor teacher: what is on trial brings its own measure
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,9 @@ from samdistill.manifest import EngineRecord, ModelRecord, Part, Precision
 from samdistill.runtime import Arrays, Engine, open_engine
 
 LADDER: tuple[Precision, ...] = ("int8", "fp16", "bf16", "mixed", "fp32")
-RUNS = 5  # of which the shortest is an engine's latency
+ROUNDS = 20  # of all engines in turns, the first not counted
+LONGEST_S = 5.0  # after which no further round begins
+CALLS = 3  # of one engine in a round: threads of the one before may still spin
 SLACK = 1.5  # by which golden cases may differ more on another machine
 MOST = (0.5, 0.1)  # difference of a probability, share of changed pixels: beyond, a bundle does not verify
 
@@ -175,16 +178,18 @@ class _Climber:
 
     def proved(self) -> Proved:
         """The engines and what their golden cases may differ by; the fastest first."""
+        engines = [engine for _, engine in self.passed]
+        several = len(engines) > 1
+        latencies = latencies_ms(engines, self.trial.example) if several else [None]
         records = []
-        for record, engine in self.passed:
+        for (record, engine), latency in zip(self.passed, latencies, strict=True):
             allowed = allowances(self.trial, engine, record.precision, self.floor)
-            several = len(self.passed) > 1
             records.append(
                 replace(
                     record,
                     max_probability_difference=allowed[0],
                     max_changed_pixels=allowed[1],
-                    latency_ms=latency_ms(engine, self.trial.example) if several else None,
+                    latency_ms=latency,
                 )
             )
         records.sort(key=lambda record: record.latency_ms or 0.0)
@@ -204,11 +209,17 @@ def allowances(
     return difference, changed
 
 
-def latency_ms(engine: Engine, example: Arrays) -> float:
-    """The shortest of a few calls after one to warm up: what else the machine does is no news."""
-    times = []
-    for _ in range(RUNS + 1):
-        started = time.perf_counter()
-        engine.run(example)
-        times.append(1000 * (time.perf_counter() - started))
-    return round(max(0.01, min(times[1:])), 2)
+def latencies_ms(engines: Sequence[Engine], example: Arrays) -> list[float]:
+    """The shortest call of each engine, in turns: what else the machine does meets all of them alike."""
+    shortest = [math.inf] * len(engines)
+    began = time.perf_counter()
+    for turn in range(1 + ROUNDS):
+        for index, engine in enumerate(engines):
+            for _ in range(CALLS):
+                started = time.perf_counter()
+                engine.run(example)
+                if turn:
+                    shortest[index] = min(shortest[index], time.perf_counter() - started)
+        if turn and time.perf_counter() - began > LONGEST_S:
+            break
+    return [round(max(0.01, 1000 * one), 2) for one in shortest]

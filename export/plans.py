@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from samdistill.errors import BundleError, DeviceUnavailable, UsageError
-from samdistill.export.ladder import OnTrial, Proved, allowances, latency_ms
+from samdistill.export.ladder import OnTrial, Proved, allowances, latencies_ms
 from samdistill.manifest import EngineRecord, TeacherRecord
 from samdistill.plans import Blueprint, Plan
 from samdistill.profiles import profiles
@@ -192,7 +192,7 @@ def with_plans(
                 verified=one.precision == "fp32" or report.telling,
                 max_probability_difference=allowed[0],
                 max_changed_pixels=allowed[1],
-                latency_ms=latency_ms(engine, trial.example),
+                latency_ms=latencies_ms([engine], trial.example)[0],
             )
         )
     measured.sort(key=lambda record: record.latency_ms or 0.0)

@@ -19,7 +19,7 @@ from torch import nn
 from samdistill.bundle import Bundle
 from samdistill.engines import candidates, open_part
 from samdistill.errors import BundleError, DeviceUnavailable, InputRejected, UsageError
-from samdistill.export import parity
+from samdistill.export import ladder, parity
 from samdistill.export.bundle import publish
 from samdistill.export.low_precision import lower
 from samdistill.export.onnx import export_onnx
@@ -156,6 +156,29 @@ def spoil(*precisions: str) -> Callable[..., Any]:
         return report
 
     return measured
+
+
+class Clocked:
+    """An engine of a known speed on a machine that is five times slower for a while."""
+
+    now = 0.0
+
+    def __init__(self, seconds: float, load: range) -> None:
+        self.seconds, self.load, self.calls = seconds, load, 0
+
+    def run(self, inputs: Any) -> dict[str, Any]:
+        Clocked.now += self.seconds * (5 if int(Clocked.now) in self.load else 1)
+        self.calls += 1
+        return {}
+
+
+def test_what_else_the_machine_does_ranks_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ladder.time, "perf_counter", lambda: Clocked.now)
+    monkeypatch.setattr(ladder, "LONGEST_S", 60.0)
+    # Busy for the 25 seconds in which the faster one, alone, would have all its calls.
+    fast, slow = (Clocked(seconds, range(25)) for seconds in (0.5, 1.0))
+    assert ladder.latencies_ms([fast, slow], {}) == [500, 1000]  # type: ignore[list-item]
+    assert fast.calls == slow.calls < 3 * (1 + ladder.ROUNDS)  # it ends in time
 
 
 def test_what_fails_steps_up_until_something_passes_and_says_so(
