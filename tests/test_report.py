@@ -165,6 +165,40 @@ def drawn_points(svg: str) -> list[list[tuple[float, float]]]:
     return [[tuple(map(float, point.split(","))) for point in points.split()] for points in found]
 
 
+def test_schedules_agreements_and_the_switch_are_drawn_where_several_voices_were_at_work() -> None:
+    """By hand: lambda_c 0.02, 0.06, 0.1 and lambda_s 0.08, 0.04, 0 on an axis from 0 to 0.1."""
+    log = [
+        {
+            "step": 10 * (n + 1), "val_dice": 0.5, "lambda_c": 0.02 + 0.04 * n, "lambda_s": 0.08 - 0.04 * n,
+            "agree_student_ema": 0.9, "agree_student_truth": 0.4 + 0.1 * n,
+        }
+        for n in range(3)
+    ]  # fmt: skip
+    log[0] |= {"agree_student_teacher": 0.3, "teacher_val_dice": 0.6}
+    log[1] |= {"teacher_val_dice": 0.4, "teacher_switched_off": 1.0}
+    body = learning_curves(log).body
+    figures = dict(re.findall(r"<figcaption>(.*?)</figcaption>(.*?)</figure>", body))
+    assert list(figures) == [
+        "Loss",
+        "Dice",
+        "Learning rate",
+        "Weights, mean of the epoch",
+        "Agreement on unlabelled views, Dice",
+        "Against the hidden truth, Dice",
+    ]
+    rising, falling = drawn_points(figures["Weights, mean of the epoch"])
+    heights = [[point[1] for point in one] for one in (rising, falling)]
+    top, bottom = 24, 260 - 38
+    wanted = [[bottom - share * (bottom - top) for share in one] for one in ((0.2, 0.6, 1), (0.8, 0.4, 0))]
+    assert heights == [pytest.approx(one, abs=0.06) for one in wanted]
+    assert "student, ema" in figures["Agreement on unlabelled views, Dice"]
+    assert "student, truth" in figures["Against the hidden truth, Dice"]
+    assert len(drawn_points(figures["Dice"])) == 2
+    assert "From step 20 on the teacher was asked no more." in body
+    plain = learning_curves([{"step": 1, "train_loss": 1.0, "val_dice": 0.5}]).body
+    assert plain.count("<figure") == 3 and "no more" not in plain and "teacher" not in plain
+
+
 def test_a_curve_rises_where_its_values_rise_and_gaps_are_left_out() -> None:
     svg = line_chart("T", [Series("s", [0, 10, 20, 30], [0.0, math.nan, 1.0, 0.5])], x_label="x")
     (points,) = drawn_points(svg)

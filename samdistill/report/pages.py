@@ -147,24 +147,46 @@ def examples(
 def learning_curves(records: Sequence[Mapping[str, Any]]) -> Section:
     """The course of a training from its log: one record an epoch, as log.jsonl has them.
 
+    Where strategies with several voices were at work, also what weighs how much and who agrees with whom.
+
     Parameters
     ----------
     records
-        With `step` and whatever there is of `train_loss`, `val_loss`, `val_dice`, `lr`; others are not drawn.
+        With `step` and whatever there is of `train_loss`, `val_loss`, `val_dice`, `lr`, `lambda_c`,
+        `lambda_s`, `teacher_val_dice`, `teacher_switched_off`, `agree_<one>_<other>`; others are not drawn.
     """
 
-    def series(name: str, key: str) -> Series:
-        known = [record for record in records if record.get(key) is not None]
-        return Series(name, [float(one["step"]) for one in known], [float(one[key]) for one in known])
+    def chart(title: str, curves: Mapping[str, str], y_range: tuple[float, float] | None = None) -> str:
+        """Curves by the key of their values; those without any are left out."""
+        series = []
+        for key, name in curves.items():
+            known = [record for record in records if record.get(key) is not None]
+            if known:
+                steps, values = ([float(one[what]) for one in known] for what in ("step", key))
+                series.append(Series(name, steps, values))
+        return line_chart(title, series, x_label="optimiser step", y_range=y_range)
 
-    loss = line_chart(
-        "Loss", [series("training", "train_loss"), series("validation", "val_loss")], x_label="optimiser step"
-    )
-    dice = line_chart(
-        "Dice", [series("validation", "val_dice")], x_label="optimiser step", y_range=(0.0, 1.0)
-    )
-    rate = line_chart("Learning rate", [series("learning rate", "lr")], x_label="optimiser step")
-    return Section("Learning curves", f'<div class="charts">{loss}{dice}{rate}</div>')
+    share = (0.0, 1.0)
+    student = "student" if any("teacher_val_dice" in record for record in records) else "validation"
+    charts = [
+        chart("Loss", {"train_loss": "training", "val_loss": "validation"}),
+        chart("Dice", {"val_dice": student, "teacher_val_dice": "teacher, prompted by it"}, share),
+        chart("Learning rate", {"lr": "learning rate"}),
+    ]
+    keys = dict.fromkeys(key for record in records for key in record)
+    if "lambda_c" in keys or "lambda_s" in keys:
+        weights = {"lambda_c": "lambda_c, consistency", "lambda_s": "lambda_s, teacher"}
+        charts.append(chart("Weights, mean of the epoch", weights))
+    agreements = {
+        key: key.removeprefix("agree_").replace("_", ", ") for key in keys if key.startswith("agree_")
+    }
+    for title, audited in (("Agreement on unlabelled views", False), ("Against the hidden truth", True)):
+        chosen = {key: name for key, name in agreements.items() if key.endswith("_truth") == audited}
+        if chosen:
+            charts.append(chart(f"{title}, Dice", chosen, share))
+    off = [record["step"] for record in records if "teacher_switched_off" in record]
+    note = paragraph(f"From step {off[0]} on the teacher was asked no more.") if off else ""
+    return Section("Learning curves", f'<div class="charts">{"".join(charts)}</div>{note}')
 
 
 def run_sections(run: Path) -> list[Section]:
