@@ -216,8 +216,8 @@ def answer_all(
 
 
 def boxes_alone(config: RefineConfig) -> RefineConfig:
-    """The same for a teacher that takes nothing but boxes (MedSAM): one pass, the box."""
-    return replace(config, first_pass="box", second_pass="none")
+    """The same for a teacher that takes nothing but boxes (MedSAM): one pass, the box, wanted or not."""
+    return replace(config, prompts=replace(config.prompts, box=True), first_pass="box", second_pass="none")
 
 
 def select(prompts: Prompts, wanted: Pass) -> Prompts:

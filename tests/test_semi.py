@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from small_sam import small_teacher
 
 from samdistill.errors import InputRejected, UsageError
 from samdistill.io.dataset import open_dataset
@@ -374,6 +375,22 @@ def test_further_options_of_semisam_run(
     train(data, tmp_path / "run", configured("semisam", max_steps=2, **changes), watcher, cache=cache)
     assert watcher.records[0]["loss_teacher"] > 0
     assert ("agree_student_ema" in watcher.records[0]) == ("consistency__schedule" not in changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"pseudo__literal_views": True, "consistency__teacher_soft": True}])
+def test_medsam_as_teacher_is_prompted_with_boxes_alone(
+    training: Any, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    medsam = small_teacher()
+    medsam.preprocessing = "medsam"
+    monkeypatch.setattr("samdistill.train.training.load_teacher", lambda *words: medsam)
+    inside = training("semisam", **changes)
+    student = inside.new_student()
+    objective = semisam.SemiSam(inside, student, 6, uncertainty=False)
+    _, numbers = objective.loss(student.train(), 0)
+    assert numbers["teacher_silent"] < 1
+    assert 0 < numbers["loss_teacher"] < 1
+    assert 0 <= objective._voice.validate(student) <= 1
 
 
 def test_the_loss_on_labels_is_half_of_ce_and_dice(training: Any) -> None:

@@ -26,7 +26,7 @@ def mine(training: Training) -> None:
         make_labels(training, student, choose_refiner(training), store)
         source = Stored(training.unlabelled, store, config.pseudo)
     elif config.pseudo.literal_views:
-        literal = LiteralRefiner(training.teacher, config.refine_or_default)
+        literal = LiteralRefiner(training.teacher, training.refine)
         source = ContinuousViews(literal, config.pseudo)
     else:
         source = Continuous(training.unlabelled, choose_refiner(training), config.pseudo)
@@ -49,7 +49,7 @@ def choose_refiner(training: Training) -> Refiner:
         return RandomWalkerRefiner(
             training.config.refine_or_default, margin=pseudo.walker_margin, beta=pseudo.walker_beta
         )
-    return TeacherRefiner(training.embedded, training.config.refine_or_default)
+    return TeacherRefiner(training.embedded, training.refine)
 
 
 def mixed(training: Training, source: Source) -> Mixed:

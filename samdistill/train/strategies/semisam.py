@@ -158,7 +158,7 @@ class Voice:
                 self._training.teacher,
                 embeddings,
                 [sigmoid(one) for one in logits],
-                self._config.refine_or_default,
+                self._training.refine,
             )
             for number, one in zip(numbers, refinements, strict=True):
                 truth = store[number].targets
@@ -170,7 +170,7 @@ class Voice:
         self, embeddings: Sequence[Embedding], maps: Sequence[ProbabilityMaps]
     ) -> tuple[list[Refinement], list[Targets]]:
         """Refinements, and float32 (C, h, w) targets of them in the frame of the maps."""
-        refinements = refine(self._segmenter, embeddings, maps, self._config.refine_or_default)
+        refinements = refine(self._segmenter, embeddings, maps, self._training.refine)
         soft = self._segmenter.probabilities if self._config.consistency.teacher_soft else None
         return refinements, spoken(refinements, self._config.pseudo, soft)
 
