@@ -124,6 +124,7 @@ def cell(data: Path, key: dict[str, Any], options: argparse.Namespace, folder: P
     return {
         **key,
         "steps": run.record.result["steps"],
+        **{k: v for k, v in run.record.result.items() if k.startswith("teacher_switched_off")},
         "images": {part: len(ids) for part, ids in run.record.split.items()},
         "dice": round(float(np.mean(scores)), 4),
         "seconds": run.record.result["seconds"],
