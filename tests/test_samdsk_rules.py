@@ -87,6 +87,9 @@ def test_beta_itself_is_not_above_beta() -> None:
     more, _ = judge("a", maps, proposed(box(0, 0, 10, 19)), [(1, 1)], config)
     assert (half.beta, half.admitted, half.reason) == (0.5, False, "beta not above 0.5")
     assert more.admitted
+    maps[0, 10:20, :10] = 2e-7  # beta is 0.5000001, and recorded as 0.5
+    over, _ = judge("a", maps, proposed(box(0, 0, 10, 20)), [(1, 1)], config)
+    assert (over.beta, over.admitted, over.reason) == (0.5, True, "beta above 0.5")
 
 
 def test_without_proposals_nothing_is_matched() -> None:

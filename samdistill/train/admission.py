@@ -20,7 +20,7 @@ from samdistill.arrays import Masks, ProbabilityMaps
 from samdistill.config import build
 from samdistill.errors import InputRejected, UsageError
 from samdistill.io.files import write_text
-from samdistill.matching import match
+from samdistill.matching import Match, match
 from samdistill.metrics import dice_per_class
 from samdistill.proposals import Proposals, mask_nms
 from samdistill.refine import Refinement
@@ -164,19 +164,18 @@ def judge(
     if feasible:
         record |= {"iou": tuple(iou), "beta": _number(found.beta), "gap": _number(found.gap)}
     admitted = feasible and found.beta > config.beta  # NaN is above nothing
-    return Admission(**record, admitted=admitted, reason=_reason(record, found.reason, config)), annotation
+    return Admission(**record, admitted=admitted, reason=_reason(found, config.beta)), annotation
 
 
-def _reason(record: dict[str, Any], why: str, config: SamdskConfig) -> str:
-    beta, ceiling, limit = record["beta"], record["ceiling"], config.beta
-    if record["status"] == "infeasible":
-        return why
-    if beta is None:
+def _reason(found: Match, limit: float) -> str:
+    if found.status == "infeasible":
+        return found.reason
+    if math.isnan(found.beta):
         return "no class is present"
-    told = f"{why}; " if why else ""
-    if beta > limit:
+    told = f"{found.reason}; " if found.reason else ""
+    if found.beta > limit:
         return f"{told}beta above {limit:g}"
-    if ceiling <= limit:
+    if found.ceiling <= limit:
         return f"{told}beta not above {limit:g}, and no annotation whatever could be"
     return f"{told}beta not above {limit:g}"
 
