@@ -16,6 +16,7 @@ from watching import Interrupted, Watcher
 from samdistill.cli import app
 from samdistill.errors import InputRejected, UsageError
 from samdistill.phantoms import folder as phantoms
+from samdistill.teacher import load_teacher
 from samdistill.train.admission import read_records
 from samdistill.train.config import TrainConfig, load_config
 from samdistill.train.launch import train
@@ -230,6 +231,40 @@ def test_counts_of_images_go_with_the_run(
     assert (cut.path / "student.safetensors").read_bytes() == expected, "the run's own copy is enough"
 
 
+def test_a_teacher_that_takes_no_points_is_refused_before_anything_is_trained(
+    data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    medsam = load_teacher("tiny")
+    medsam.preprocessing = "medsam"
+    monkeypatch.setattr("samdistill.train.training.load_teacher", lambda *words: medsam)
+    watcher = Watcher()
+    with pytest.raises(UsageError, match="teacher must take points to make proposals, which medsam does not"):
+        run(data, tmp_path / "run", cache, watcher, strategy="samdsk", teacher="medsam")
+    assert watcher.records == []
+
+
+def test_when_all_are_admitted_the_rounds_end_and_say_so(data: Path, cache: Path, tmp_path: Path) -> None:
+    watcher = Watcher()
+    run(data, tmp_path / "run", cache, watcher, audit=True, **{"strategy": "samdsk", "samdsk.beta": 0.0})
+    assert "round 2: all images are admitted already" in watcher.messages
+    assert not any(text.startswith("round 2, audit") for text in watcher.messages)
+
+
+def test_a_corrected_file_of_counts_is_read_until_a_run_has_begun(
+    data: Path, cache: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "counts.csv"
+    changes = {"strategy": "samdsk", "samdsk.counts": str(table)}
+    table.write_text("image,count\n9999,1\n")
+    with pytest.raises(InputRejected, match="line 2: image must be one of the data folder"):
+        run(data, tmp_path / "run", cache, **changes)
+    for count in (1, 2):  # stopped before the first checkpoint, a run is started anew
+        table.write_text(f"image,count\n0001,{count}\n")
+        with pytest.raises(Interrupted):
+            run(data, tmp_path / "run", cache, Watcher(("supervised", 1)), **changes)
+        assert (tmp_path / "run" / "pseudo" / "counts.csv").read_bytes() == table.read_bytes()
+
+
 def test_what_is_known_has_to_be_of_the_data(data: Path, cache: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="classes must be named as in the data, lesion, not 'polyp'"):
         run(data, tmp_path / "a", cache, strategy="samdsk", classes={"polyp": {"count": [1, 1]}})
@@ -237,6 +272,10 @@ def test_what_is_known_has_to_be_of_the_data(data: Path, cache: Path, tmp_path: 
         run(
             data, tmp_path / "b", cache, **{"strategy": "samdsk", "samdsk.counts": str(tmp_path / "none.csv")}
         )
+    watcher = Watcher()
+    with pytest.raises(UsageError, match="teacher must be tiny"):
+        run(data, tmp_path / "d", cache, watcher, strategy="samdsk", teacher="sam_vit_x")
+    assert watcher.records == [], "told before anything is trained"
     with pytest.raises(InputRejected, match=r"needed and there are"):
         run(
             data, tmp_path / "c", cache, strategy="samdsk", classes={"lesion": {"count": [90, 90]}},

@@ -57,7 +57,8 @@ class Knowledge:
     def of(cls, run: Run, split: Split) -> Self:
         """What is known to a run.
 
-        The CSV file is copied into the run and read from there when the run is resumed.
+        The CSV file is copied into the run and read from there when the run is resumed, which it can be from
+        its first checkpoint on.
 
         Raises
         ------
@@ -70,7 +71,8 @@ class Knowledge:
         check_class_names(config.classes, run.class_names)
         counts: Counts = {}
         if config.samdsk.counts is not None:
-            content = _kept(run.path / "pseudo" / COPY, Path(config.samdsk.counts))
+            begun = (run.path / "last.safetensors").is_file()
+            content = _kept(run.path / "pseudo" / COPY, Path(config.samdsk.counts), begun=begun)
             parts = (
                 split.train_labelled,
                 split.train_unlabelled,
@@ -147,9 +149,9 @@ def read_counts(content: bytes, name: str, case_ids: Collection[str], class_name
     return counts
 
 
-def _kept(copy: Path, source: Path) -> bytes:
-    """The file's bytes, those of the run's own copy where there is one."""
-    kept = copy.read_bytes() if copy.is_file() else None
+def _kept(copy: Path, source: Path, *, begun: bool) -> bytes:
+    """The file's bytes, those of the run's own copy where a run that has begun has one."""
+    kept = copy.read_bytes() if begun and copy.is_file() else None
     try:
         content = source.read_bytes()
     except OSError as error:

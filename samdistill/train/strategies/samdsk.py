@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from samdistill.arrays import Image
+from samdistill.errors import UsageError
 from samdistill.geometry import resize_masks
 from samdistill.io.files import write_text
 from samdistill.metrics import dice_per_class
@@ -55,6 +56,11 @@ class Admissions:
         self._training, self._config = training, training.config.samdsk
         self._folder = training.run.path / "pseudo"
         self._knowledge = Knowledge.of(training.run, training.split)
+        if training.teacher.preprocessing == "medsam":  # told before hours of training, not after
+            raise UsageError(
+                f"teacher must take points to make proposals, which {training.config.teacher} does not. "
+                "Use SAM or tiny."
+            )
         self._admitted: dict[int, int] = {}  # image -> round whose annotation holds
 
     def __call__(self, student: Student, number: int) -> Labelled:
@@ -126,6 +132,9 @@ class Admissions:
 
     def _tell(self, records: Sequence[Admission], number: int) -> None:
         limit, tell = self._config.beta, self._training.watcher.on_message
+        if not records:
+            tell(f"round {number}: all images are admitted already")
+            return
         tell(
             f"round {number}: {sum(one.admitted for one in records)} of {len(records)} images admitted "
             f"(beta above {limit:g})"
@@ -157,14 +166,14 @@ class Admissions:
                 scores[record.admitted].append(dice)
                 lines.append({"case_id": record.case_id, "dice": dice, "student_dice": own})
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+        if not lines:
+            return
         told = " and ".join(
             f"{np.mean(own):.3f} over {len(own)} {'admitted' if admitted else 'other'} images"
             for admitted, own in scores.items()
             if own
         )
-        self._training.watcher.on_message(
-            f"round {number}, audit: mean Dice of the annotations {told or 'unknown'}"
-        )
+        self._training.watcher.on_message(f"round {number}, audit: mean Dice of the annotations {told}")
 
 
 class Annotations:
