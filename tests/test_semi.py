@@ -236,7 +236,7 @@ def test_gradients_reach_the_student_alone(training: Any) -> None:
 def test_the_average_is_normalised_by_the_batch_that_the_student_sees(
     training: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two of four images are labelled; the passes that find uncertain pixels see the others alone."""
+    """Two of four images are labelled; the passes that find uncertain pixels see them, too."""
     inside = training("ua-mt")
     student = inside.new_student()
     objective = MeanTeacher(inside, student, 6, uncertainty=True)
@@ -246,7 +246,7 @@ def test_the_average_is_normalised_by_the_batch_that_the_student_sees(
         objective._ema, "answer", lambda pixels: (seen.append(len(pixels)), answer(pixels))[1]
     )
     objective.loss(student.train(), 0)
-    assert seen == [4, 2, 2]
+    assert seen == [4, 4, 4]
 
 
 def test_cross_pseudo_labels_pass_no_gradient(training: Any) -> None:
@@ -365,7 +365,8 @@ def test_the_teacher_is_validated_as_it_answers(training: Any) -> None:
     [
         {"pseudo__literal_views": True},
         {"consistency__teacher_soft": True, "refine__prompts__box": True},
-        {"precision": "bf16", "consistency__schedule": "off"},
+        {"precision": "bf16"},
+        {"consistency__schedule": "off"},
     ],
 )
 def test_further_options_of_semisam_run(
@@ -375,6 +376,80 @@ def test_further_options_of_semisam_run(
     train(data, tmp_path / "run", configured("semisam", max_steps=2, **changes), watcher, cache=cache)
     assert watcher.records[0]["loss_teacher"] > 0
     assert ("agree_student_ema" in watcher.records[0]) == ("consistency__schedule" not in changes)
+
+
+@pytest.mark.parametrize("strategy", ["ua-mt", "cps", "fixmatch"])
+def test_all_of_them_train_in_mixed_precision(
+    data: Path, cache: Path, configured: Any, tmp_path: Path, strategy: str
+) -> None:
+    config = configured(strategy, max_steps=2, precision="bf16", consistency__schedule="constant")
+    watcher = Silent()
+    run = train(data, tmp_path / "run", config, watcher, device="cpu", cache=cache)
+    assert run.record.devices["precision"] == "bf16"
+    assert watcher.records[0]["loss_consistency"] > 0
+    # Weights and averages are kept in full precision.
+    tensors, _ = run.load_tensors("last")
+    assert {value.dtype for value in tensors.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_the_loss_is_the_sum_of_its_three_parts(training: Any) -> None:
+    """At T/2 with every part worked out anew in plain sums; lambda_c = lambda_s = 0.1 e^-1.25 there."""
+    inside = training("semisam", consistency__noise=0.0)
+    student = inside.new_student()
+    objective = semisam.SemiSam(inside, student, 6, uncertainty=False)
+    average = objective.networks()["ema"]
+    with torch.no_grad():
+        for parameter in average.parameters():
+            parameter.mul_(1.3)
+    loss, numbers = objective.loss(student.train(), 3)
+    halves = objective._batches(3)
+    said, _ = objective._voice(student, halves, torch.zeros(()))
+    assert said is not None
+    with torch.no_grad():
+        pixels = torch.cat([halves.labelled, halves.unlabelled])
+        mine, its = student(pixels).sigmoid().double(), average(pixels).sigmoid().double()
+    p, y = mine[:2], halves.targets.double()
+    assert set(y.unique().tolist()) == {0.0, 1.0}
+    cross = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+    overlap = (2 * (p * y).sum((0, 2, 3)) / (p + y).sum((0, 2, 3)))[y.amax((0, 2, 3)) > 0]
+    parts = (
+        0.5 * (cross + (1 - overlap).sum() / y.shape[1]),
+        ((mine[2:] - its[2:]) ** 2).mean(),
+        ((mine[2:] - said) ** 2)[said != IGNORE].mean(),
+    )
+    found = [numbers[f"loss_{name}"] for name in ("supervised", "consistency", "teacher")]
+    assert found == pytest.approx([float(part) for part in parts], rel=1e-4)
+    assert min(found) > 1e-4
+    assert float(loss.detach()) == pytest.approx(
+        float(parts[0] + 0.0286505 * (parts[1] + parts[2])), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("uncertainty", [False, True])
+def test_an_average_of_the_same_weights_agrees_to_a_bit(training: Any, uncertainty: bool) -> None:
+    """Without noise, before any step: another answer could only come of another normalisation."""
+    inside = training("mean-teacher", consistency__noise=0.0, consistency__schedule="constant")
+    student = inside.new_student()
+    objective = MeanTeacher(inside, student, 6, uncertainty=uncertainty)
+    _, numbers = objective.loss(student.train(), 0)
+    assert numbers["loss_consistency"] == 0
+    assert numbers["agree_student_ema"] == 1
+
+
+@pytest.mark.parametrize(("batch", "labelled"), [(2, 1), (3, 2), (5, 2), (12, 6)])
+def test_batches_of_any_size_have_two_halves(training: Any, batch: int, labelled: int) -> None:
+    """Four images are labelled; of six places a batch two are second views of them."""
+    inside = training("ua-mt", batch=batch, consistency__schedule="constant")
+    assert len(inside.labelled) == 4
+    student = inside.new_student()
+    objective = MeanTeacher(inside, student, 6, uncertainty=True)
+    halves = objective._batches(0)
+    assert (len(halves.labelled), len(halves.unlabelled)) == (labelled, batch - labelled)
+    drawn = [index for index, _ in objective._batches._labelled.draw(0)]
+    assert max(drawn.count(index) for index in drawn) == math.ceil(labelled / 4)
+    loss, numbers = objective.loss(student.train(), 0)
+    assert torch.isfinite(loss)
+    assert 0 < numbers["loss_consistency"] < 1
 
 
 @pytest.mark.parametrize("changes", [{}, {"pseudo__literal_views": True, "consistency__teacher_soft": True}])

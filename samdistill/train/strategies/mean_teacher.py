@@ -98,15 +98,15 @@ class MeanTeacher(Objective):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The EMA's answer to the unlabelled half, and which of its elements count; None: all.
 
-        The EMA sees the whole batch, as the student does: normalised by one half alone, the very same weights
-        answer otherwise, and the consistency would be with that.
+        The EMA always sees the whole batch, as the student does: normalised by one half alone, the very same
+        weights answer otherwise, and the consistency would be with that, or other pixels found uncertain.
         """
         answer = self._ema.answer(pixels)[labelled:]
         if not self._uncertainty:
             return answer, None
         mean = torch.zeros_like(answer)
         for _ in range(self.config.passes):
-            mean += self._ema.answer(pixels[labelled:]) / self.config.passes
+            mean += self._ema.answer(pixels)[labelled:] / self.config.passes
         return answer, certain(mean.clamp(0, 1), share)
 
 
