@@ -1,4 +1,4 @@
-"""Proposals: masks of no class with their boxes and scores, and what thins them out.
+"""Proposals: masks of no class with their boxes and scores, their run-length form, and what thins them out.
 
 Knows masks, boxes and scores; knows no teacher and no class.
 """
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from samdistill import _core
 from samdistill.arrays import Boxes, Logits, Masks, check_boxes, check_masks, describe
+from samdistill.components import MAX_PIXELS
 
 Indices = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -61,6 +62,76 @@ class Proposals:
             iou_predictions=self.iou_predictions[indices],
             stability_scores=self.stability_scores[indices],
         )
+
+
+@dataclass(frozen=True, eq=False)
+class MaskRuns:
+    """Masks in the core's run-length form: small to keep and to send, and to be had without painting masks.
+
+    Attributes
+    ----------
+    edges
+        (R, 2) int32, pixels: begin and end (one past the last pixel) of each run of foreground, counted along
+        rows, y * W + x, image frame. First all runs of mask 0, then of mask 1, ...; those of a mask in raster
+        order, none over another. Run lengths along columns, as COCO's, are not these.
+    counts
+        (K,) int64, how many runs each mask has; K may be 0.
+    image_size
+        (height, width), pixels.
+    """
+
+    edges: npt.NDArray[np.int32]
+    counts: Indices
+    image_size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        sides = tuple(self.image_size)
+        if len(sides) != 2 or min(sides) < 1 or sides[0] * sides[1] > MAX_PIXELS:
+            raise ValueError(
+                f"image_size must be (height, width), each 1 or more, of fewer than 2^31 pixels, not {sides}."
+            )
+        height, width = sides
+        edges, counts = self.edges, self.counts
+        if not isinstance(edges, np.ndarray) or edges.dtype != np.int32 or edges.shape[1:] != (2,):
+            raise ValueError(f"edges must be int32 (R, 2), begin and end of each run, not {describe(edges)}.")
+        if not isinstance(counts, np.ndarray) or counts.dtype != np.int64 or counts.ndim != 1:
+            raise ValueError(f"counts must be int64 (K,), one a mask, not {describe(counts)}.")
+        if (counts < 0).any() or counts.sum() != len(edges):
+            raise ValueError(f"counts must be 0 or more and sum up to {len(edges)}, the runs, not {counts}.")
+        least = np.zeros(len(edges), np.int64)  # where a run may begin
+        least[1:] = edges[:-1, 1]
+        least[(np.cumsum(counts) - counts)[counts > 0]] = 0
+        wrong = (edges[:, 0] < least) | (edges[:, 1] <= edges[:, 0]) | (edges[:, 1] > height * width)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise ValueError(
+                f"edges must be begin < end within {height} x {width} pixels, in raster order in each mask, "
+                f"not {edges[row]} at row {row}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @classmethod
+    def of(cls, masks: Masks) -> Self:
+        """Take (K, H, W) bool or uint8 masks apart into runs, none of which goes on in the next row."""
+        masks = check_masks(masks)
+        count, height, width = masks.shape
+        steps = np.zeros((count, height, width + 2), np.int8)
+        steps[:, :, 1:-1] = masks
+        steps = np.diff(steps, axis=2)
+        mask, y, x = np.nonzero(steps == 1)
+        ends = np.nonzero(steps == -1)
+        edges = np.stack([y * width + x, ends[1] * width + ends[2]], axis=1).astype(np.int32)
+        return cls(edges, np.bincount(mask, minlength=count).astype(np.int64), (height, width))
+
+    def to_masks(self) -> Masks:
+        """(K, H, W) bool."""
+        masks = np.empty((len(self), *self.image_size), np.bool_)
+        runs = np.split(np.ascontiguousarray(self.edges), np.cumsum(self.counts)[:-1])
+        for mask, own in zip(masks, runs, strict=False):  # split gives one part where there is no mask
+            mask[:] = _core.paint(own, np.ones(len(own), np.int32), *self.image_size)
+        return masks
 
 
 def boxes_of(masks: Masks) -> Boxes:

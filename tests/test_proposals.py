@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from reference import proposals as slow
 
-from samdistill.proposals import Proposals, boxes_of, mask_iou, mask_nms, nms, stability_scores
+from samdistill import _core
+from samdistill.proposals import MaskRuns, Proposals, boxes_of, mask_iou, mask_nms, nms, stability_scores
 
 Masks = npt.NDArray[np.bool_]
 
@@ -199,3 +200,58 @@ def test_suppression_refuses_bad_scores_and_thresholds() -> None:
         nms(boxes, np.array([1.0, 2.0]))
     with pytest.raises(ValueError, match="row 0"):
         nms(np.array([[0, 0, 0, 1.0]]), np.array([1.0]))
+
+
+@settings(deadline=None, max_examples=200)
+@given(two_mask_sets())
+def test_runs_are_the_cores_and_give_the_masks_back(drawn: tuple[Masks, Masks]) -> None:
+    masks = np.concatenate(drawn)
+    if 0 in masks.shape[1:]:
+        with pytest.raises(ValueError, match="image_size must be"):
+            MaskRuns.of(masks)
+        return
+    runs = MaskRuns.of(masks)
+    assert len(runs) == len(runs.counts) == len(masks)
+    by_core = [_core.summarize(np.ascontiguousarray(mask, np.float32), 0.5, True)[0] for mask in masks]
+    assert runs.edges.ravel().tolist() == [edge for edges in by_core for edge in edges.tolist()]
+    np.testing.assert_array_equal(runs.to_masks(), masks)
+    np.testing.assert_array_equal(MaskRuns.of(masks.astype(np.uint8) * 7).to_masks(), masks)
+
+
+def test_a_run_may_go_on_in_the_next_row() -> None:
+    runs = MaskRuns(np.array([[1, 7], [0, 12], [3, 4]], np.int32), np.array([1, 0, 1, 1]), (3, 4))
+    expected = np.zeros((4, 12), np.bool_)
+    expected[0, 1:7] = expected[2] = expected[3, 3] = True
+    np.testing.assert_array_equal(runs.to_masks(), expected.reshape(4, 3, 4))
+
+
+RUNS: dict[str, Any] = {
+    "edges": np.array([[0, 2], [5, 6], [1, 3]], np.int32),
+    "counts": np.array([2, 1]),
+    "image_size": (2, 3),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": (2, 0)}, "image_size must be"),
+        ({"image_size": (6,)}, "image_size must be"),
+        ({"image_size": (1 << 16, 1 << 16)}, "image_size must be"),
+        ({"edges": RUNS["edges"].astype(np.int64)}, "edges must be int32"),
+        ({"edges": RUNS["edges"].ravel()}, "edges must be int32"),
+        ({"edges": RUNS["edges"].tolist()}, "edges must be int32"),
+        ({"counts": np.array([2, 2])}, "counts must be 0 or more and sum up to 3"),
+        ({"counts": np.array([4, -1])}, "counts must be 0 or more"),
+        ({"counts": np.array([2.0, 1.0])}, "counts must be int64"),
+        ({"counts": np.array([3])}, r"not \[1 3\] at row 2"),
+        ({"image_size": (1, 5)}, r"edges must be begin < end within 1 x 5 pixels.* not \[5 6\] at row 1"),
+        ({"edges": np.array([[0, 2], [1, 6], [1, 3]], np.int32)}, r"not \[1 6\] at row 1"),
+        ({"edges": np.array([[2, 2], [5, 6], [1, 3]], np.int32)}, r"not \[2 2\] at row 0"),
+        ({"edges": np.array([[-1, 2], [5, 6], [1, 3]], np.int32)}, r"not \[-1  2\] at row 0"),
+    ],
+)
+def test_what_are_no_runs_is_refused(changes: dict[str, Any], message: str) -> None:
+    MaskRuns(**RUNS)
+    with pytest.raises(ValueError, match=message):
+        MaskRuns(**{**RUNS, **changes})
