@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from samdistill import _core, components, kernels
 from samdistill.arrays import Masks, ProbabilityMaps, check_masks, describe
 from samdistill.components import check_probability_maps
 from samdistill.errors import InputRejected
-from samdistill.proposals import Proposals, mask_iou
+from samdistill.proposals import MaskRuns, Proposals, mask_iou
 
 Indices = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float64]
@@ -28,6 +29,7 @@ OnInfeasible = Literal["reject", "relax", "raise"]
 Status = Literal["optimal", "feasible", "infeasible"]
 
 NODE_LIMIT = 200_000
+MOST = 2**63 - 1  # what the core counts to
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +145,7 @@ def assign(
 
 def match(
     probability_maps: ProbabilityMaps,
-    proposals: Proposals | Masks,
+    proposals: Proposals | Masks | MaskRuns,
     *,
     lower: int | Sequence[int],
     upper: int | Sequence[int],
@@ -167,7 +169,8 @@ def match(
     probability_maps
         (C, H, W) float32 in [0, 1], without NaN, image frame, uncalibrated.
     proposals
-        `Proposals`, or their masks: (K, H, W) bool or uint8, image frame, none empty. K may be 0.
+        `Proposals`, or their masks: (K, H, W) bool or uint8, or `MaskRuns`; image frame, none empty. K may
+        be 0.
     lower, upper
         How many proposals each class has in this image: 0 <= lower <= upper, a number or one a class.
     iou
@@ -203,12 +206,16 @@ def match(
         Where no choice is within the bounds and `on_infeasible` is `raise`.
     """
     maps = check_probability_maps(probability_maps)
-    masks = check_masks(proposals.masks if isinstance(proposals, Proposals) else proposals, name="proposals")
+    if isinstance(proposals, MaskRuns):
+        masks = proposals.to_masks()
+    else:
+        given = proposals.masks if isinstance(proposals, Proposals) else proposals
+        masks = check_masks(given, name="proposals")
     _check_choices(iou=iou, counted=counted, on_infeasible=on_infeasible)
-    if time_limit_s is not None and not time_limit_s > 0:
-        raise ValueError(f"time_limit_s must be more than 0, or None, not {time_limit_s}.")
-    if node_limit is not None and not node_limit >= 1:
-        raise ValueError(f"node_limit must be 1 or more, or None, not {node_limit}.")
+    if time_limit_s is not None and not (isinstance(time_limit_s, Real) and time_limit_s > 0):
+        raise ValueError(f"time_limit_s must be more than 0, or None, not {time_limit_s!r}.")
+    if node_limit is not None and not (isinstance(node_limit, Integral) and 1 <= node_limit <= MOST):
+        raise ValueError(f"node_limit must be a whole number, 1 or more, or None, not {node_limit!r}.")
     peaks = _check_pixels(masks, maps)
     bounds = _check_bounds(lower, upper, max_proposals, counted, len(maps))
     maps = maps if iou == "soft" else (maps > 0.5).astype(np.float32)
@@ -220,14 +227,15 @@ def match(
         )
     present = (peaks >= 0.5) | (np.array(bounds.lower) > 0) | count_absent
     bounds = bounds.of(present)
+    pieces = _pieces(masks) if bounds.components else None
     reason, why = "", ""
     while True:
-        found = _search(masks, maps, overlap, bounds, time_limit_s, node_limit)
+        found = _search(masks, maps, overlap, bounds, pieces, time_limit_s, node_limit)
         if found.chosen is not None or on_infeasible == "reject" or found.stopped:
             break
         if on_infeasible == "raise":
             raise InputRejected(f"lower and upper must allow a choice among the proposals: {found.why}.")
-        bounds, why = bounds.relaxed(), why or found.why
+        bounds, why = bounds.relaxed(len(masks) if pieces is None else len(pieces[1])), why or found.why
         reason = f"lower was relaxed to {list(bounds.lower)}: {why}"
     chosen = [np.empty(0, np.int64)] * len(maps) if found.chosen is None else found.chosen
     annotation = np.array([masks[indices].any(axis=0) for indices in chosen])
@@ -265,9 +273,10 @@ class _Bounds:
         upper, limit = (tuple(np.where(present, bound, 0).tolist()) for bound in (self.upper, self.limit))
         return replace(self, upper=upper, limit=limit)
 
-    def relaxed(self) -> _Bounds:
+    def relaxed(self, most: int) -> _Bounds:
+        """Take 1 off the greatest lower bound, or at once what it is above the most there can be."""
         c = max(range(len(self.lower)), key=lambda i: (self.lower[i], i))
-        return replace(self, lower=(*self.lower[:c], self.lower[c] - 1, *self.lower[c + 1 :]))
+        return replace(self, lower=(*self.lower[:c], min(self.lower[c] - 1, most), *self.lower[c + 1 :]))
 
 
 def _iou(plane: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> float:
@@ -307,8 +316,11 @@ def _check_bounds(
 
 
 def _per_class(numbers: int | Sequence[int], classes: int, name: str) -> tuple[int, ...]:
-    array = np.asarray(numbers)
-    if array.dtype.kind not in "iu" or array.shape not in ((), (classes,)):
+    try:
+        array = np.asarray(numbers)
+    except ValueError:  # lists in lists, of several lengths
+        array = np.empty((0, 0), np.int64)
+    if array.dtype.kind not in "iu" or array.shape not in ((), (classes,)) or (array > MOST).any():
         raise ValueError(
             f"{name} must be a whole number, or {classes} of them, one a class, not {numbers!r}."
         )
@@ -353,10 +365,11 @@ def _search(
     maps: ProbabilityMaps,
     overlap: kernels.SoftOverlap,
     bounds: _Bounds,
+    pieces: tuple[Indices, Masks] | None,
     time_limit_s: float | None,
     node_limit: int | None,
 ) -> _Found:
-    if not bounds.components:
+    if pieces is None:
         if sum(bounds.lower) > len(masks):
             return _Found(None, why=f"{sum(bounds.lower)} proposals are needed and there are {len(masks)}")
         if max(bounds.upper) <= 1:
@@ -370,7 +383,7 @@ def _search(
         np.array(bounds.lower, np.int64),
         np.array(bounds.upper, np.int64),
         np.array(bounds.limit, np.int64),
-        _pieces(masks) if bounds.components else None,
+        pieces,
         -1 if node_limit is None else node_limit,
         -1.0 if time_limit_s is None else time_limit_s,
     )

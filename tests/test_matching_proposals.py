@@ -14,7 +14,7 @@ from reference import cover as slow
 from samdistill import kernels
 from samdistill.errors import InputRejected
 from samdistill.matching import Match, match
-from samdistill.proposals import Proposals, boxes_of, mask_nms
+from samdistill.proposals import MaskRuns, Proposals, boxes_of, mask_nms
 
 Masks = npt.NDArray[np.bool_]
 Maps = npt.NDArray[np.float32]
@@ -133,6 +133,18 @@ def test_more_proposals_never_make_it_worse(seed: int) -> None:
         assert all_of_them.value >= fewer.value - 1e-9
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_masks_may_come_as_runs(seed: int) -> None:
+    maps, masks, lower, upper = random_case(seed)
+    dense = match(maps, masks, lower=lower, upper=upper, **UNLIMITED)
+    runs = match(maps, MaskRuns.of(masks), lower=lower, upper=upper, **UNLIMITED)
+    assert (runs.value, runs.status) == (dense.value, dense.status)
+    np.testing.assert_array_equal(runs.masks, dense.masks)
+    empty = MaskRuns(np.empty((0, 2), np.int32), np.zeros(1, np.int64), maps.shape[1:])
+    with pytest.raises(ValueError, match="proposals must all have a pixel"):
+        match(maps, empty, lower=0, upper=1)
+
+
 def test_the_same_input_gives_the_same_answer() -> None:
     maps, masks, lower, upper = random_case(3)
     one, other = (match(maps, masks, lower=lower, upper=upper) for _ in range(2))
@@ -216,6 +228,9 @@ def test_bounds_that_cannot_be_met() -> None:
     eased = match(maps[:1], masks, lower=2, upper=3, counted="components", on_infeasible="relax")
     assert eased.status == "optimal" and eased.lower == (1,)
     assert match(maps, masks[:0], lower=1, upper=1, on_infeasible="relax").lower == (0, 0)
+    for counted in ("proposals", "components"):  # without a search for each of a million bounds
+        many: Any = {"lower": [10**6, 10**6], "upper": 10**6, "counted": counted, "on_infeasible": "relax"}
+        assert match(maps, masks, **many).lower == ((2, 1) if counted == "proposals" else (1, 1))
 
 
 def test_thinned_proposals_keep_a_part_from_passing_for_a_second_object() -> None:
@@ -247,7 +262,12 @@ MAPS, MASKS = np.full((2, 40, 40), 0.6, np.float32), squares(8, 20)
         ({"max_proposals": 3}, "max_proposals must be None where proposals are counted"),
         ({"time_limit_s": 0}, "time_limit_s must be more than 0"),
         ({"time_limit_s": float("nan")}, "time_limit_s must be more than 0"),
-        ({"node_limit": 0}, "node_limit must be 1 or more"),
+        ({"time_limit_s": "1"}, "time_limit_s must be more than 0, or None, not '1'"),
+        ({"node_limit": 0}, "node_limit must be a whole number, 1 or more"),
+        ({"node_limit": 1.5}, "node_limit must be a whole number, 1 or more, or None, not 1.5"),
+        ({"node_limit": 2**63}, "node_limit must be a whole number"),
+        ({"upper": 2**63}, "upper must be a whole number"),
+        ({"upper": [[1, 2], [1]]}, "upper must be a whole number, or 2 of them"),
         ({"proposals": MASKS[:, :20]}, "proposals must have the size of the maps"),
         (
             {"proposals": np.zeros((2, 40, 40), np.bool_)},
