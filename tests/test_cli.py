@@ -168,3 +168,14 @@ def test_a_demo_never_writes_into_a_folder_of_somebody_elses(run, tmp_path: Path
     assert code == 2
     one_line(err)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_an_epoch_of_a_later_phase_is_told_in_that_phase_s_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    from samdistill.cli.progress import TrainingProgress
+
+    with TrainingProgress() as progress:
+        progress.on_start("second", 0, 20)
+        progress.on_step(5, 0.5)
+        # The log counts the steps of all phases.
+        progress.on_epoch({"epoch": 3, "step": 105, "train_loss": 0.5, "val_dice": 0.7})
+    assert "epoch 3  step 5/20  loss 0.500  validation Dice 0.700" in capsys.readouterr().err

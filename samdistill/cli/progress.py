@@ -30,7 +30,7 @@ class TrainingProgress:
         self._reading = self._bars.add_task("reading images", note="", visible=False)
         self._steps = self._bars.add_task("training", note="", visible=False)
         self._dice = ""
-        self._first = self._total = 0
+        self._first = self._step = self._total = 0
         self._started = self._told = time.monotonic()
 
     def __enter__(self) -> TrainingProgress:
@@ -62,14 +62,15 @@ class TrainingProgress:
 
     def on_start(self, phase: str, first_step: int, total_steps: int) -> None:
         """A phase begins."""
-        self._first, self._total = first_step, total_steps
+        self._first, self._step, self._total = first_step, first_step, total_steps
         self._started = self._told = time.monotonic()
         self._bars.update(
             self._steps, description=phase, completed=first_step, total=total_steps, visible=True
         )
 
     def on_step(self, step: int, loss: float) -> None:
-        """A step is done."""
+        """A step of the phase is done."""
+        self._step = step
         self._bars.update(self._steps, completed=step, note=f"loss {loss:.3f}{self._dice}")
         now = time.monotonic()
         if not self._console.is_terminal and now - self._told > LINE_EVERY_S:
@@ -85,6 +86,6 @@ class TrainingProgress:
         if not self._console.is_terminal:
             self._told = time.monotonic()
             self.on_message(
-                f"epoch {record['epoch']}  step {record['step']}/{self._total}  "
+                f"epoch {record['epoch']}  step {self._step}/{self._total}  "
                 f"loss {record['train_loss']:.3f}  validation Dice {record['val_dice']:.3f}"
             )
