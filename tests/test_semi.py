@@ -25,7 +25,7 @@ from samdistill.train.launch import _new_run, choose_devices, train
 from samdistill.train.losses import IGNORE
 from samdistill.train.run import Run
 from samdistill.train.strategies.cps import CrossPseudo
-from samdistill.train.strategies.mean_teacher import MeanTeacher
+from samdistill.train.strategies.mean_teacher import MeanTeacher, first_student
 from samdistill.train.training import Training
 
 semisam = importlib.import_module(
@@ -423,6 +423,16 @@ def test_the_loss_is_the_sum_of_its_three_parts(training: Any) -> None:
     assert float(loss.detach()) == pytest.approx(
         float(parts[0] + 0.0286505 * (parts[1] + parts[2])), rel=1e-4
     )
+
+
+def test_a_pretrained_student_is_copied_without_the_images(training: Any) -> None:
+    """The average is a copy of the student; pre-training must have left nothing hanging on it."""
+    inside = training("mean-teacher", pretrain="simclr", pretrain_steps=1)
+    inside.run.path.mkdir()
+    plain = inside.new_student()
+    student = first_student(inside)
+    assert any(not torch.equal(a, b) for a, b in zip(plain.parameters(), student.parameters(), strict=True))
+    assert not any(module._forward_hooks for module in student.modules())
 
 
 @pytest.mark.parametrize("uncertainty", [False, True])

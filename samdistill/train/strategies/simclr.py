@@ -39,7 +39,7 @@ class SimCLR(Objective):
         width = student.net.encoder.out_channels[-1]
         self._projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTED))
         # The whole student runs, so that it works the same under any wrapper; its encoder is listened to.
-        student.net.encoder.register_forward_hook(self._listen)
+        self._ear = student.net.encoder.register_forward_hook(self._listen)
 
     def networks(self) -> dict[str, nn.Module]:
         """The projection, thrown away afterwards."""
@@ -58,6 +58,10 @@ class SimCLR(Objective):
         projected = self._projection.to(device)(self._features.float().mean(dim=(2, 3)))
         self._features = None
         return nt_xent(projected) + 0.0 * logits.sum(), {}
+
+    def stop_listening(self) -> None:
+        """Leave the student as it was: copies of it would take all images along."""
+        self._ear.remove()
 
     def _listen(self, module: nn.Module, inputs: object, features: list[torch.Tensor]) -> None:
         self._features = features[-1]
@@ -85,11 +89,13 @@ def pretrain(training: Training, student: Student) -> None:
     first, second = (
         training.batches(store, config.batch, stream=stream, augment=strong, order=10) for stream in (10, 11)
     )
+    objective = SimCLR(student, first, second)
     training.fit(
         student,
-        SimCLR(student, first, second),
+        objective,
         name="simclr",
         number=-1,
         images=len(store),
         steps=config.pretrain_steps,
     )
+    objective.stop_listening()
