@@ -124,7 +124,8 @@ def test_labels_of_the_unlabelled_part_change_nothing_audited_or_not(
     assert (audited.path / "student.safetensors").read_bytes() == expected
     if name == "samdsk":
         assert (audited.path / "pseudo/1.jsonl").read_bytes() == (clean.path / "pseudo/1.jsonl").read_bytes()
-        assert any("audit: mean Dice of the annotations 0." in text for text in watcher.messages)
+        told = [text for text in watcher.messages if "audit: mean Dice of the annotations 0." in text]
+        assert told and told[0].endswith(" (Dice from 0.8)")
         lines = (audited.path / "pseudo" / "1.audit.jsonl").read_text().splitlines()
         assert {json.loads(line)["case_id"] for line in lines} == set(clean.record.split["train_unlabelled"])
         assert 0 <= watcher.records[-1]["pseudo_dice"] <= 1
@@ -321,6 +322,20 @@ def test_the_command_trains_in_rounds_and_its_report_shows_admissions(
     assert (config.beta, config.iou, config.min_proposals) == (0.1, "soft", 2)
     assert call("report", out) == (0, "")
     page = (out / "report.html").read_text()
-    for text in ("Admissions", "median ceiling", "Beta and truth", "Admitted, lowest beta first"):
+    for text in (
+        "Admissions",
+        "median ceiling",
+        "precision",
+        "Beta and truth",
+        "Admitted, lowest beta first",
+    ):
         assert text in page
+    records = page[page.index("<h2>Records</h2>") :]
+    for one in [*read_records(out / "pseudo" / "1.jsonl"), *read_records(out / "pseudo" / "2.jsonl")]:
+        if one.round == 2 or one.admitted:
+            chosen = ", ".join(map(str, one.chosen[0])) or "none"
+            cells = [one.round, one.proposals, chosen, *(f"{value:.3f}" for value in (one.beta, one.ceiling))]
+            row = f'<th scope="row">{one.case_id}</th>' + "".join(f"<td>{cell}</td>" for cell in cells)
+            assert row in records
+            assert f"<td>{'yes' if one.admitted else 'no'}</td><td>{one.reason}</td>" in records
     assert str(data) not in page

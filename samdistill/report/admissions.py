@@ -33,6 +33,10 @@ class Matched:
         As the admission record has them.
     beta, ceiling
         None where there was nothing to match.
+    proposals
+        How many the teacher made.
+    chosen
+        One a class: numbers of its proposals.
     dice, student_dice
         Of the annotation and of the student's mask against hidden truth; None where nobody looked.
     """
@@ -43,6 +47,8 @@ class Matched:
     reason: str
     beta: float | None
     ceiling: float | None
+    proposals: int
+    chosen: Sequence[Sequence[int]]
     dice: float | None = None
     student_dice: float | None = None
 
@@ -56,7 +62,7 @@ def admission_sections(
     class_names: Sequence[str],
     shown: int = SHOWN,
 ) -> list[Section]:
-    """The rounds, the distribution of beta, how good admission was where truth was looked at, and pictures.
+    """The rounds, the distribution of beta, precision where truth was looked at, pictures, every record.
 
     Parameters
     ----------
@@ -105,7 +111,7 @@ def admission_sections(
         sections.append(
             gallery(title, cases, class_names=class_names, note=note, score_name="beta", wide=True)
         )
-    return sections
+    return [*sections, _records(list(last.values()), class_names)]
 
 
 def _rounds(rounds: Mapping[int, Sequence[Matched]], limit: float) -> str:
@@ -113,26 +119,29 @@ def _rounds(rounds: Mapping[int, Sequence[Matched]], limit: float) -> str:
     for round_ in sorted(rounds):
         own = rounds[round_]
         ceilings = _known(own, "ceiling")
+        admitted = _known([one for one in own if one.admitted], "dice")
         rows.append(
             [
                 str(round_),
                 str(len(own)),
                 str(sum(one.admitted for one in own)),
+                number(_good(admitted)),
+                number(_mean(admitted)),
+                number(_mean(_known([one for one in own if not one.admitted], "dice"))),
                 number(_median(_known(own, "beta"))),
                 number(_median(ceilings)),
                 str(sum(ceiling <= limit for ceiling in ceilings)),
-                number(_mean(_known([one for one in own if one.admitted], "dice"))),
-                number(_mean(_known([one for one in own if not one.admitted], "dice"))),
             ]
         )
     headers = [
-        "round", "matched", "admitted", "median beta", "median ceiling", f"ceiling up to {limit:g}",
-        "Dice, admitted", "Dice, others",
+        "round", "matched", "admitted", "precision", "Dice, admitted", "Dice, others", "median beta",
+        "median ceiling", f"up to {limit:g}",
     ]  # fmt: skip
     caption = (
         f"An image is admitted when its beta is above {limit:g}. Where the ceiling is not, no annotation "
         "whatever could be: the student's map is too unsure, or its object too small. Dice is that of the "
-        "annotations against hidden labels, where training ran with --audit-labels."
+        "annotations against hidden labels, where training ran with --audit-labels; precision is the share "
+        f"of admitted images whose annotation has Dice from {GOOD_DICE:g}."
     )
     return table(headers, rows, caption=caption)
 
@@ -147,14 +156,13 @@ def _audit(records: Sequence[Matched], limit: float) -> list[Section]:
     for low, high in itertools.pairwise(edges):
         own = [one for one in known if low < (one.beta or 0.0) <= high or (low == 0 and one.beta == 0)]
         if own:
-            good = np.mean([one.dice >= GOOD_DICE for one in own if one.dice is not None])
             means = [_mean(_known(own, name)) for name in ("dice", "student_dice")]
             rows.append(
                 [
                     f"{low:g} to {high:g}",
                     str(len(own)),
                     *(number(mean) for mean in means),
-                    number(float(good)),
+                    number(_good(_known(own, "dice"))),
                 ]
             )
     headers = [
@@ -166,6 +174,26 @@ def _audit(records: Sequence[Matched], limit: float) -> list[Section]:
     ]
     caption = "Against labels that training did not see, for each image when it was last matched."
     return [Section("Beta and truth", table(headers, rows, caption=caption))]
+
+
+def _records(records: Sequence[Matched], class_names: Sequence[str]) -> Section:
+    """Every image when it was last matched."""
+    rows = []
+    for one in sorted(records, key=lambda one: one.case_id):
+        chosen = [", ".join(map(str, own)) or "none" for own in one.chosen]
+        if len(chosen) > 1:
+            chosen = [f"{name}: {own}" for name, own in zip(class_names, chosen, strict=True)]
+        numbers = [number(value) for value in (one.beta, one.ceiling, one.dice)]
+        cells = [str(one.round), str(one.proposals), "; ".join(chosen), *numbers]
+        rows.append([one.case_id, *cells, "yes" if one.admitted else "no", one.reason])
+    headers = [
+        "image", "round", "proposals", "chosen", "beta", "ceiling", "true Dice", "admitted", "reason",
+    ]  # fmt: skip
+    caption = (
+        "Each image when it was last matched. Proposals are numbered as the cache holds them; "
+        "pseudo/ROUND.jsonl in the run folder has all rounds, bounds and certificates."
+    )
+    return Section("Records", table(headers, rows, caption=caption))
 
 
 def two_panels(picture: Image, refinement: Refinement) -> Picture:
@@ -196,6 +224,10 @@ def _case(one: Matched, read: Callable[[str, int], Refinement], image: Callable[
 
 def _known(records: Sequence[Matched], name: str) -> list[float]:
     return [value for one in records if (value := getattr(one, name)) is not None]
+
+
+def _good(dice: Sequence[float]) -> float | None:
+    return _mean([float(value >= GOOD_DICE) for value in dice])
 
 
 def _median(values: Sequence[float]) -> float | None:

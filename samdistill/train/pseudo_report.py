@@ -52,7 +52,8 @@ def _admissions(run: Run, data: Path | None) -> list[Section]:
         scores = {one["case_id"]: one for one in map(json.loads, lines)}
         rounds[len(rounds) + 1] = [
             Matched(
-                *(one.case_id, one.round, one.admitted, one.reason, one.beta, one.ceiling),
+                *(one.case_id, one.round, one.admitted, one.reason, one.beta, one.ceiling, one.proposals),
+                one.chosen,
                 **{name: scores.get(one.case_id, {}).get(name) for name in ("dice", "student_dice")},
             )
             for one in read_records(path)

@@ -21,6 +21,7 @@ from samdistill.geometry import resize_masks
 from samdistill.io.files import write_text
 from samdistill.metrics import dice_per_class
 from samdistill.proposals import Proposals
+from samdistill.report.admissions import GOOD_DICE
 from samdistill.teacher import Embedding
 from samdistill.teacher.cache import EmbeddingCache
 from samdistill.teacher.proposal_cache import ProposalCache
@@ -173,7 +174,11 @@ class Admissions:
             for admitted, own in scores.items()
             if own
         )
-        self._training.watcher.on_message(f"round {number}, audit: mean Dice of the annotations {told}")
+        text = f"round {number}, audit: mean Dice of the annotations {told}"
+        if scores[True]:
+            precision = np.mean([dice >= GOOD_DICE for dice in scores[True]])
+            text += f"; precision {precision:.3f} (Dice from {GOOD_DICE:g})"
+        self._training.watcher.on_message(text)
 
 
 class Annotations:
