@@ -12,9 +12,10 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
+from pydicom.dataset import Dataset
 
 from samdistill.io.dicom import DicomStack
-from samdistill.io.dicom_seg import Provenance, SegmentInfo, segmentation_bytes
+from samdistill.io.dicom_seg import Provenance, SegmentInfo, read_masks, segmentation_bytes
 from samdistill.io.stack import open_stack
 
 RNG = np.random.default_rng(5)
@@ -108,3 +109,85 @@ def test_the_same_inputs_give_the_same_bytes_and_others_other_uids(tmp_path: Pat
     assert (first.ContentDate, first.ContentTime) == ("20200102", "030405")
     with pytest.raises(ValueError, match="values must be"):
         segmentation_bytes(stack, masks[:, :1], SEGMENTS, provenance())
+
+
+def placed(**tags: object) -> dict[str, object]:
+    """What says where a CT lies."""
+    where = {
+        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2",
+        "FrameOfReferenceUID": "1.2.3.77",
+        "ImagePositionPatient": [0, 0, 5],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "PixelSpacing": [0.5, 0.5],
+    }
+    return {**where, **tags}
+
+
+def test_images_of_imperfect_headers_get_their_segmentation(tmp_path: Path) -> None:
+    """What highdicom wants and images lack or say wrongly; the patient's data stay as the image has them."""
+    japanese = "Yamada^Tarou=\u5c71\u7530^\u592a\u90ce=\u3084\u307e\u3060^\u305f\u308d\u3046"
+    headers = {
+        "no thickness": placed(),
+        "empty thickness": placed(SliceThickness=None),
+        "no orientation": placed(ImageOrientationPatient=None),
+        "no spacing": placed(PixelSpacing=None),
+        "no position": placed(ImagePositionPatient=None),
+        "empty frame of reference": placed(FrameOfReferenceUID=""),
+        "sex": {"PatientSex": "weiblich"},
+        "dates": {"PatientBirthDate": "1.1.70", "StudyDate": "unknown", "StudyTime": "noon"},
+        "latin": {"PatientName": "M\u00fcller^J\u00f6rg", "SpecificCharacterSet": "ISO_IR 100"},
+        "kanji": {"PatientName": japanese, "SpecificCharacterSet": ["", "ISO 2022 IR 87"]},
+        "unknown character set": {"SpecificCharacterSet": "ISO_IR 999"},
+    }
+    masks = RNG.random((1, 1, 8, 9)) > 0.5
+    for name, tags in headers.items():
+        stack = opened(dicoms.write(tmp_path / "in.dcm", np.zeros((8, 9), np.uint8), **tags))
+        content = segmentation_bytes(stack, masks, [SegmentInfo("\u606f\u8089", (255, 0, 0))], provenance())
+        (tmp_path / "seg.dcm").write_bytes(content)
+        made = pydicom.dcmread(io.BytesIO(content))
+        assert made.SegmentSequence[0].SegmentLabel == "\u606f\u8089", name
+        assert made.get("FrameOfReferenceUID") == ("1.2.3.77" if "thickness" in name else None), name
+        for keyword in ("PatientName", "PatientSex", "PatientBirthDate", "StudyDate", "StudyTime"):
+            assert made[keyword].value == stack.dataset[keyword].value, (name, keyword)
+        highdicom.seg.Segmentation.from_dataset(made)
+        np.testing.assert_array_equal(read_masks(tmp_path / "seg.dcm"), masks)
+
+
+def enhanced(*, by_frame: bool) -> Dataset:
+    """A stack of three planes that says of each frame, or once for all, how they lie."""
+
+    def item(**tags: object) -> Dataset:
+        made = Dataset()
+        for key, value in tags.items():
+            setattr(made, key, value)
+        return made
+
+    planes = {
+        "PixelMeasuresSequence": [item(PixelSpacing=[0.5, 0.5], SliceThickness=2)],
+        "PlaneOrientationSequence": [item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
+    }
+    frames = [
+        item(PlanePositionSequence=[item(ImagePositionPatient=[0, 0, 2 * k])], **planes if by_frame else {})
+        for k in range(3)
+    ]
+    return dicoms.dataset(
+        np.zeros((3, 8, 9), np.uint8),
+        SOPClassUID="1.2.840.10008.5.1.4.1.1.4.1",
+        FrameOfReferenceUID="1.2.3.77",
+        SharedFunctionalGroupsSequence=[item(**{} if by_frame else planes)],
+        PerFrameFunctionalGroupsSequence=frames,
+    )
+
+
+def test_planes_that_are_told_frame_by_frame_are_carried_over(tmp_path: Path) -> None:
+    masks = RNG.random((3, 1, 8, 9)) > 0.5
+    contents = []
+    for by_frame in (False, True):
+        stack = opened(dicoms.save(tmp_path / "in.dcm", enhanced(by_frame=by_frame)))
+        contents.append(segmentation_bytes(stack, masks, SEGMENTS[:1], provenance()))
+    assert contents[0] == contents[1]
+    (tmp_path / "seg.dcm").write_bytes(contents[0])
+    np.testing.assert_array_equal(read_masks(tmp_path / "seg.dcm"), masks)
+    made = pydicom.dcmread(io.BytesIO(contents[0]))
+    where = [item.PlanePositionSequence[0] for item in made.PerFrameFunctionalGroupsSequence]
+    assert sorted(float(one.ImagePositionPatient[2]) for one in where) == [0, 2, 4]

@@ -40,6 +40,11 @@ _EXPECTED = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime", "ReferringPhysicianName", "Modality",
 )  # fmt: skip
+# Of these highdicom refuses values that are against the standard, which clinics have none the less.
+_FREE = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime")
+_PLACES = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+_PLANES = ("PixelMeasuresSequence", "PlaneOrientationSequence")  # of all frames of an image
+_UNICODE = "ISO_IR 192"
 
 
 @dataclass(frozen=True)
@@ -126,9 +131,11 @@ def read_masks(path: Path) -> npt.NDArray[np.bool_]:
             made = highdicom.seg.segread(path)
         frames = np.atleast_3d(made.pixel_array.T).T  # a single frame has no axis of its own
         places = []
+        shared = made.SharedFunctionalGroupsSequence[0]  # says the segment where there is just one
         for item in made.PerFrameFunctionalGroupsSequence:
             source = item.DerivationImageSequence[0].SourceImageSequence[0]
-            segment = item.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+            identity = item.get("SegmentIdentificationSequence") or shared.SegmentIdentificationSequence
+            segment = identity[0].ReferencedSegmentNumber
             places.append((int(source.get("ReferencedFrameNumber", 1)) - 1, int(segment) - 1))
         count = max(image for image, _ in places) + 1
         masks = np.zeros((count, len(made.SegmentSequence), *frames.shape[1:]), np.bool_)
@@ -147,7 +154,7 @@ def _encode(
     fractional: bool,
 ) -> bytes:
     source = _complete(stack, provenance)
-    date, time = _moment(source)
+    date, time = _moment(stack.dataset)
     kind = "FRACTIONAL" if fractional else "BINARY"
     identity = (
         provenance.input_sha256,
@@ -207,6 +214,9 @@ def _encode(
         omit_empty_frames=False,
         contributing_equipment=[equipment],
     )
+    for keyword in _FREE:
+        if stack.dataset.get(keyword):
+            setattr(segmentation, keyword, stack.dataset[keyword].value)
     if not placed:
         segmentation.PatientOrientation = source.get("PatientOrientation", "")
         _refer_to(segmentation, stack.dataset.SOPClassUID)
@@ -218,15 +228,22 @@ def _encode(
 def _complete(stack: DicomStack, provenance: Provenance) -> Any:
     """A copy of the image's dataset, without its pixels, with what highdicom needs to find there."""
     source = copy_of(stack.dataset, without=("PixelData",))
+    # One character set for the patient's name and the classes', whichever the image has.
+    source.decode()
+    source.SpecificCharacterSet = _UNICODE
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         if not source.get(keyword):
             setattr(source, keyword, derive_uid(keyword, provenance.input_sha256))
     if not source.get("SOPClassUID"):
         raise InputRejected(f"{stack.path} must say its SOP class for a segmentation to refer to it.")
     for keyword in _EXPECTED:
-        if keyword not in source:
+        if keyword not in source or keyword in _FREE:
             setattr(source, keyword, None)
-    if not _placed(source):
+    _share_planes(source)
+    if _placed(source):
+        if "SliceThickness" not in source:
+            source.SliceThickness = None
+    else:
         for keyword in ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient"):
             source.pop(keyword, None)
         # What highdicom takes without a place is one frame of a class that needs none; see `_refer_to`
@@ -241,13 +258,29 @@ def _complete(stack: DicomStack, provenance: Provenance) -> Any:
     return source
 
 
+def _share_planes(source: Any) -> None:
+    """Move what is said of the planes frame by frame, and of all alike, to where highdicom looks for it."""
+    frames = source.get("PerFrameFunctionalGroupsSequence") or []
+    shared = source.get("SharedFunctionalGroupsSequence") or []
+    if not (frames and shared):
+        return
+    for keyword in _PLANES:
+        first = frames[0].get(keyword)
+        if keyword not in shared[0] and first and all(item.get(keyword) == first for item in frames):
+            setattr(shared[0], keyword, first)
+
+
 def _placed(source: Any) -> bool:
     """Whether each frame has its place in the patient, which highdicom then carries over."""
-    if "FrameOfReferenceUID" not in source:
+    if not source.get("FrameOfReferenceUID"):
         return False
     if "PerFrameFunctionalGroupsSequence" in source:
-        return all("PlanePositionSequence" in item for item in source.PerFrameFunctionalGroupsSequence)
-    return int(source.get("NumberOfFrames") or 1) == 1 and "ImagePositionPatient" in source
+        shared = source.get("SharedFunctionalGroupsSequence") or [{}]
+        frames = source.PerFrameFunctionalGroupsSequence
+        return all(keyword in shared[0] for keyword in _PLANES) and all(
+            "PlanePositionSequence" in item for item in frames
+        )
+    return int(source.get("NumberOfFrames") or 1) == 1 and all(source.get(keyword) for keyword in _PLACES)
 
 
 def _moment(source: Any) -> tuple[str, str]:
