@@ -198,6 +198,10 @@ def bad_files(folder: Path) -> dict[str, tuple[bytes, str]]:
         "colours": (changed(PhotometricInterpretation="CIELAB"), "photometric interpretation"),
         "samples": (changed(SamplesPerPixel=4), "photometric interpretation"),
         "deflated": (broken, "none or damaged"),
+        "meta without end": (
+            meta + element + struct.pack("<HH2sHI", 2, 0x102, b"OB", 0, 2**32 - 1) + body,
+            "damaged",
+        ),
         "deflated bomb": (meta + element + body, "must inflate to at most"),
     }
 
@@ -225,15 +229,52 @@ def test_what_is_no_image_is_refused() -> None:
 
 
 def test_streams_that_would_grow_beyond_their_header_are_told_before_they_are_decoded() -> None:
-    jpeg = b"\xff\xd8\xff\xc0" + struct.pack(">HBHH", 17, 8, 9000, 8000) + bytes(20)
-    assert "8000 x 9000" in str(frame_problem(jpeg, "1.2.840.10008.1.2.4.50", (16, 16), 256))
-    assert frame_problem(jpeg, "1.2.840.10008.1.2.4.50", (9000, 8000), 256) is None
-    j2k = b"\xff\x4f\xff\x51" + struct.pack(">HHIIII", 47, 0, 8000, 9000, 0, 0) + bytes(40)
-    assert "8000 x 9000" in str(frame_problem(j2k, "1.2.840.10008.1.2.4.90", (16, 16), 256))
+    def problem(frame: bytes, syntax: str, size: tuple[int, int] = (16, 16), samples: int = 1) -> str | None:
+        return frame_problem(frame, f"1.2.840.10008.1.2.{syntax}", size, samples, 256)
+
+    def siz(width: int, height: int, samples: int = 1) -> bytes:
+        place = struct.pack(">HHIIIIIIIIH", 47, 0, width, height, 0, 0, width, height, 0, 0, samples)
+        return b"\xff\x4f\xff\x51" + place
+
+    def jpeg(samples: int, before: bytes = b"") -> bytes:
+        frame = b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, 9000, 8000, samples)
+        return b"\xff\xd8" + before + frame + bytes(20)
+
+    comment = b"\xff\xfe" + struct.pack(">H", 2 + len(siz(16, 16))) + siz(16, 16)
+    for before in (b"", comment):
+        assert "8000 x 9000" in str(problem(jpeg(1, before), "4.50"))
+        assert problem(jpeg(1, before), "4.50", (9000, 8000)) is None
+    assert "3 samples" in str(problem(jpeg(3), "4.50", (9000, 8000)))
+    mark = struct.pack(">I4s4s", 12, b"jP  ", b"\r\n\x87\n")
+    junk = struct.pack(">I4s", 8 + len(siz(16, 16)), b"uuid") + siz(16, 16)
+    for boxes in (
+        b"",
+        mark + struct.pack(">I4s", 0, b"jp2c"),
+        mark + junk + struct.pack(">I4sQ", 1, b"jp2c", 0),
+    ):
+        assert "8000 x 9000" in str(problem(boxes + siz(8000, 9000), "4.90"))
+        assert problem(boxes + siz(8000, 9000), "4.90", (9000, 8000)) is None
+        assert "16384 samples" in str(problem(boxes + siz(16, 16, 16384), "4.90"))
     runs = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\x00" * 5000  # each two bytes are 128
-    assert frame_problem(runs, "1.2.840.10008.1.2.5", (16, 16), 256) is not None
+    assert problem(runs, "5") is not None
     fair = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\x00" * 2
-    assert frame_problem(fair, "1.2.840.10008.1.2.5", (16, 16), 256) is None
-    for junk in (b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\x4f\xff\x51", bytes(64)):
-        frame_problem(junk, "1.2.840.10008.1.2.4.50", (16, 16), 256)
-        frame_problem(junk, "1.2.840.10008.1.2.5", (16, 16), 256)
+    assert problem(fair, "5") is None
+    for rest in (b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\x4f\xff\x51", bytes(64)):
+        problem(rest, "4.50")
+        problem(rest, "5")
+
+
+def test_palettes_that_unfold_without_end_are_refused(tmp_path: Path) -> None:
+    def read_with(words: list[int]) -> Any:
+        made = dicoms.dataset(np.full((8, 9), 2, np.uint8), photometric="PALETTE COLOR")
+        for colour in ("Red", "Green", "Blue"):
+            setattr(made, f"{colour}PaletteColorLookupTableDescriptor", [4, 0, 16])
+            data = np.array(words, "<u2").tobytes()
+            setattr(made, f"Segmented{colour}PaletteColorLookupTableData", data)
+        return read(dicoms.save(tmp_path / "p.dcm", made))
+
+    assert (read_with([0, 1, 0x1000, 1, 3, 0x4000]) == 0x30).all()
+    assert read_with([0, 1, 0x1000, 1, 65535, 0x4000]).shape == (8, 9, 3)
+    for words in ([0, 1, 0, *[1, 65535, 7] * 2], [0, 1, 0, 2, 1, 0, 0]):
+        with pytest.raises(InputRejected, match="palette of at most 65536"):
+            read_with(words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 RLE = "1.2.840.10008.1.2.5"
@@ -13,7 +14,8 @@ _META_GROUP = 2
 _TRANSFER_SYNTAX = 0x10
 _NOT_FRAMES = (0xC4, 0xC8, 0xCC)  # among JPEG's SOF codes: tables, reserved, arithmetic conditioning
 _JPEG_LS_FRAME = 0xF7
-_J2K_START = b"\xff\x4f\xff\x51"
+_JPEG_START, _J2K_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
+_DISCRETE, _LINEAR = 0, 1  # operations of a segmented palette
 _STEP = 1 << 20
 
 
@@ -48,6 +50,8 @@ def transfer_syntax_and_inflated_size(content: bytes, most: int) -> tuple[str | 
         if element == _TRANSFER_SYNTAX:
             syntax = content[value : value + length].decode("ascii", "replace").rstrip("\0 ")
         place = value + length
+        if place > len(content):
+            return None, 0  # pydicom would go on by rules of its own
     if syntax != DEFLATED:
         return syntax, len(content)
     size, machine, rest = 0, zlib.decompressobj(-zlib.MAX_WBITS), content[place:]
@@ -62,7 +66,9 @@ def transfer_syntax_and_inflated_size(content: bytes, most: int) -> tuple[str | 
     return syntax, size
 
 
-def frame_problem(frame: bytes, syntax: str, size: tuple[int, int], raw_bytes: int) -> str | None:
+def frame_problem(
+    frame: bytes, syntax: str, size: tuple[int, int], samples: int, raw_bytes: int
+) -> str | None:
     """Compare what a compressed frame says of itself with what the file's header promises.
 
     Parameters
@@ -73,6 +79,8 @@ def frame_problem(frame: bytes, syntax: str, size: tuple[int, int], raw_bytes: i
         The transfer syntax's UID.
     size
         (height, width) of the header.
+    samples
+        A pixel, of the header.
     raw_bytes
         Of the decoded frame.
 
@@ -85,38 +93,68 @@ def frame_problem(frame: bytes, syntax: str, size: tuple[int, int], raw_bytes: i
     if syntax == RLE:
         grown = _rle_size(frame, raw_bytes)
         return None if grown <= raw_bytes + 64 else "a frame grows beyond its size"
-    found = _jpeg_2000_size(frame) or _jpeg_size(frame)
-    if found is not None and found != size:
+    try:
+        found = _jpeg_size(frame) if frame[:2] == _JPEG_START else _jpeg_2000_size(frame)
+    except struct.error:
+        return "a frame is cut short or of an unknown kind"
+    if found is not None and found[:2] != size:
         return f"a frame has {found[1]} x {found[0]} pixels, the header says {size[1]} x {size[0]}"
+    if found is not None and found[2] != samples:
+        return f"a frame has {found[2]} samples a pixel, the header says {samples}"
     return None
 
 
-def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG or JPEG-LS stream's frame header."""
-    if frame[:2] != b"\xff\xd8":
-        return None
+def palette_entries(words: Sequence[int], most: int) -> int:
+    """Count what a segmented palette (PS3.3 C.7.9.2) unfolds to; counting stops above `most`.
+
+    Parameters
+    ----------
+    words
+        Operation, length and values of one segment after the other.
+    most
+        What is larger comes back as more than this, and so does a palette whose segments repeat others.
+    """
+    total = place = 0
+    while place + 1 < len(words) and total <= most:
+        operation, length = words[place : place + 2]
+        total += length
+        if operation not in (_DISCRETE, _LINEAR):
+            return most + 1
+        place += 2 + (length if operation == _DISCRETE else 1)
+    return total
+
+
+def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
+    """(height, width, samples) of a JPEG or JPEG-LS stream's frame header."""
     place = 2
-    while place + 9 <= len(frame):
+    while place + 10 <= len(frame):
         if frame[place] != 0xFF:
             return None
         code = frame[place + 1]
         if code == 0xFF:  # a fill byte
             place += 1
         elif (0xC0 <= code <= 0xCF and code not in _NOT_FRAMES) or code == _JPEG_LS_FRAME:
-            height, width = struct.unpack_from(">HH", frame, place + 5)
-            return height, width
+            height, width, samples = struct.unpack_from(">HHB", frame, place + 5)
+            return height, width, samples
         else:
             place += 2 + struct.unpack_from(">H", frame, place + 2)[0]
     return None
 
 
-def _jpeg_2000_size(frame: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG 2000 codestream, bare or in its JP2 boxes."""
-    place = frame[:4096].find(_J2K_START)
-    if place < 0 or place + 24 > len(frame):
-        return None
+def _jpeg_2000_size(frame: bytes) -> tuple[int, int, int] | None:
+    """(height, width, samples) of a JPEG 2000 codestream, bare or in its JP2 boxes."""
+    place = 0
+    while frame[place : place + 4] != _J2K_START:
+        length, kind = struct.unpack_from(">I4s", frame, place)
+        head = 8
+        if length == 1:
+            head, length = 16, struct.unpack_from(">Q", frame, place + 8)[0]
+        if kind != b"jp2c" and length < head:
+            return None
+        place += head if kind == b"jp2c" else length
     width, height, left, top = struct.unpack_from(">IIII", frame, place + 8)
-    return height - top, width - left
+    (samples,) = struct.unpack_from(">H", frame, place + 40)
+    return height - top, width - left, samples
 
 
 def _rle_size(frame: bytes, most: int) -> int:

@@ -23,11 +23,12 @@ from pydicom.pixels import apply_color_lut, get_decoder
 
 from samdistill.errors import InputRejected
 from samdistill.intensity import MeasuredPixels
-from samdistill.io.codestream import frame_problem, transfer_syntax_and_inflated_size
+from samdistill.io.codestream import frame_problem, palette_entries, transfer_syntax_and_inflated_size
 from samdistill.io.images import Pixels
 from samdistill.io.stack import Format, check_index, check_sizes
 
 MAX_INFLATED = 1 << 30
+MAX_PALETTE = 1 << 16
 MM_PER_CM = 10.0
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -80,6 +81,7 @@ class DicomStack:
                 )
             return np.ascontiguousarray(stored)
         if photometric == "PALETTE COLOR":
+            guarded(self.path, "its palette", lambda: _check_palette(self.path, dataset))
             colours = guarded(self.path, "its palette", lambda: apply_color_lut(stored, dataset))
             return np.ascontiguousarray(colours >> 8 if colours.dtype == np.uint16 else colours, np.uint8)
         return guarded(self.path, "its grey values", lambda: _grey(stored, dataset, index))
@@ -184,7 +186,7 @@ def _decode(path: Path, dataset: Dataset, index: int, count: int) -> tuple[npt.N
             path, "its frames", lambda: get_frame(dataset.PixelData, index, number_of_frames=count)
         )
         problem = guarded(
-            path, "its frames", lambda: frame_problem(frame, str(syntax), (height, width), raw_bytes)
+            path, "its frames", lambda: frame_problem(frame, str(syntax), (height, width), samples, raw_bytes)
         )
         if problem is not None:
             raise InputRejected(f"{path} cannot be read: {problem}. Export it again.")
@@ -194,6 +196,22 @@ def _decode(path: Path, dataset: Dataset, index: int, count: int) -> tuple[npt.N
     if values.shape not in ((height, width), (height, width, 3)) or (samples == 3 and photometric != "RGB"):
         raise InputRejected(f"{path} cannot be read: its colours are stored in an unknown way. Convert it.")
     return values, photometric
+
+
+def _check_palette(path: Path, dataset: Dataset) -> None:
+    """Refuse a segmented palette that would unfold to more than a palette has."""
+    for colour in ("Red", "Green", "Blue", "Alpha"):
+        data = dataset.get(f"Segmented{colour}PaletteColorLookupTableData")
+        if not data:
+            continue
+        bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
+        order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        words = np.frombuffer(data, np.uint8 if bits == 8 else f"{order}u2", len(data) // (bits // 8))
+        if palette_entries(words.tolist(), MAX_PALETTE) > MAX_PALETTE:
+            raise InputRejected(
+                f"{path} must have a palette of at most {MAX_PALETTE} colours, without segments that repeat "
+                "others. Export it as RGB."
+            )
 
 
 def _grey(stored: npt.NDArray[Any], dataset: Dataset, index: int) -> Pixels:
