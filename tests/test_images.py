@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import signal
 import struct
@@ -191,6 +192,22 @@ def test_exif_orientation_is_carried_out(tmp_path: Path, orientation: int, suffi
     assert image_size(path) == upright.shape
 
 
+@pytest.mark.parametrize("colours", ["RGB", "P"])
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_a_png_is_turned_wherever_it_says_so(tmp_path: Path, colours: str, place: str) -> None:
+    buffer = io.BytesIO()
+    PillowImage.new(colours, (6, 4)).save(buffer, "PNG")
+    content = buffer.getvalue()
+    exif = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 274, 3, 1, 6, 0, 0)
+    chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+    at = content.index(b"IDAT" if place == "before" else b"IEND") - 4
+    content = content[:at] + chunk + content[at:]
+    (tmp_path / "a.png").write_bytes(content)
+    assert read_image(tmp_path / "a.png").shape == (6, 4, 3)
+    assert image_size(tmp_path / "a.png") == (6, 4)
+    assert image_size(tmp_path / "a.png", content=content) == (6, 4)
+
+
 def test_16_bit_pictures_are_turned_as_well(tmp_path: Path) -> None:
     exif = PillowImage.Exif()
     exif[274] = 6
@@ -260,6 +277,44 @@ def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path, side: i
         read_image(tmp_path / "a.png")
     with pytest.raises(InputRejected, match="at most 67108864 pixels"):
         image_size(tmp_path / "a.png")
+
+
+def _tiff(size: tuple[int, int], tile: tuple[int, int]) -> bytes:
+    """A TIFF in grey whose one tile has no data."""
+    tags = {
+        256: size[0],
+        257: size[1],
+        258: 8,
+        259: 8,
+        262: 1,
+        277: 1,
+        322: tile[0],
+        323: tile[1],
+        324: 8,
+        325: 0,
+    }
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+
+def test_bombs_of_every_kind_of_picture_are_refused_from_their_headers(tmp_path: Path) -> None:
+    large = 9_000
+    jpeg = io.BytesIO()
+    PillowImage.new("L", (16, 16)).save(jpeg, "JPEG")
+    place = jpeg.getvalue().index(b"\xff\xc0") + 5
+    bombs = {
+        "bmp": b"BM" + struct.pack("<IIIIiiHHIIiiII", 60, 0, 54, 40, large, large, 1, 8, 1, 0, 0, 0, 0, 0),
+        "jpg": jpeg.getvalue()[:place] + struct.pack(">HH", large, large) + jpeg.getvalue()[place + 4 :],
+        "tif": _tiff((large, large), (64, 64)),
+        "small.tif": _tiff((64, 64), (1 << 15, 1 << 15)),  # decoded as a whole tile
+    }
+    for name, content in bombs.items():
+        (tmp_path / name).write_bytes(content)
+        for known in (None, content):
+            with pytest.raises(InputRejected, match="at most 67108864 pixels"):
+                image_size(tmp_path / name, content=known)
+        with pytest.raises(InputRejected, match="at most 67108864 pixels"):
+            read_image(tmp_path / name)
 
 
 def test_the_pixel_limit_can_be_set(tmp_path: Path) -> None:

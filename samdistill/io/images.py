@@ -49,6 +49,7 @@ DAMAGE = (
     PillowImage.DecompressionBombWarning,
 )
 _ORIENTATION = 274  # the EXIF tag; 5..8 swap height and width
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # of a TIFF; a tile is decoded whole, however little of it is shown
 
 
 def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS, content: bytes | None = None) -> Pixels:
@@ -127,14 +128,14 @@ def image_size(
         As `read_image`, as far as the header shows it.
     """
     plain = None if content is None else png.size(content)
-    if plain is not None and plain[0] * plain[1] <= max_pixels:
+    if plain is not None and plain[0] * plain[1] <= max_pixels and not _turned_behind(Path(path), content):
         return plain
     with _opened(Path(path), max_pixels, decode=False, content=content) as image:
         width, height = image.size
-        # Pillow turns TIFF sizes itself, and would decode a whole PNG to look for EXIF behind its pixels.
+        # Pillow turns TIFF sizes itself, and decodes a whole PNG to look for EXIF behind its pixels.
         turned = (
             image.format != "TIFF"
-            and (image.format != "PNG" or "exif" in image.info)
+            and (image.format != "PNG" or "exif" in image.info or _turned_behind(Path(path), content))
             and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         )
         return (width, height) if turned else (height, width)
@@ -208,6 +209,11 @@ def _plain(path: Path, max_pixels: int, content: bytes | None) -> Pixels | None:
     return png.decode(content, max_pixels=max_pixels)
 
 
+def _turned_behind(path: Path, content: bytes | None) -> bool:
+    with path.open("rb") if content is None else io.BytesIO(content) as file:
+        return png.turned_behind(file)
+
+
 @contextmanager
 def _opened(
     path: Path, max_pixels: int, *, decode: bool = True, content: bytes | None = None
@@ -249,6 +255,13 @@ def _judge_header(image: PillowImage.Image, path: Path, max_pixels: int) -> None
         raise InputRejected(
             f"{path} must have at most {max_pixels} pixels, not {width} x {height}. Make it smaller."
         )
+    if image.format == "TIFF":
+        tags = getattr(image, "tag_v2", {})
+        tile = int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
+        if tile > max_pixels:
+            raise InputRejected(
+                f"{path} must have tiles of at most {max_pixels} pixels, not {tile}. Save it without tiles."
+            )
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format in ("TIFF", "PNG"):  # a JPEG's further pictures are previews
         raise InputRejected(

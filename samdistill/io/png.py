@@ -7,9 +7,10 @@ but takes ten times its time to pack a mask.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import deflate
 import numpy as np
@@ -27,6 +28,7 @@ _UP = 2  # the row filter: what differs from the row above
 # These change no pixel. A text that may turn the picture over is looked at in `_harmless`.
 _HARMLESS = (b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"bKGD", b"tIME", b"tEXt")
 _TURNING = (b"Raw profile", b"XML:")
+_MAY_TURN = (b"eXIf", b"iTXt", b"zTXt")
 _MOST_TEXT = 1 << 16
 
 
@@ -73,6 +75,21 @@ def size(content: bytes) -> tuple[int, int] | None:
         elif not _harmless(kind, body):
             return None
     return None
+
+
+def turned_behind(file: BinaryIO) -> bool:
+    """Whether something stands behind a PNG's pixels that may turn the picture over; reads no pixels."""
+    if file.read(len(SIGNATURE)) != SIGNATURE:
+        return False
+    behind = False
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        start = file.read(min(length, 16)) if behind and kind == b"tEXt" else b""
+        if behind and (kind in _MAY_TURN or start.startswith(_TURNING)):
+            return True
+        behind = behind or kind == b"IDAT"
+        file.seek(length + 4 - len(start), os.SEEK_CUR)
+    return False
 
 
 def encode(pixels: npt.NDArray[Any]) -> bytes:
