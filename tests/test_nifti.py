@@ -139,6 +139,36 @@ def test_bombs_and_damage_are_refused_with_a_message(tmp_path: Path) -> None:
         open_stack(tmp_path / "missing.nii")
 
 
+def test_damage_that_only_the_checksum_tells_is_told(tmp_path: Path) -> None:
+    plain = save(tmp_path / "a.nii", volume()).read_bytes()
+    packed = bytearray(gzip.compress(plain, 0))  # stored, so that every byte can be read whatever it is
+    place = packed.index(plain[400:500])
+    packed[place] ^= 16
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(packed)
+    for content in (None, bytes(packed)):
+        stack = open_stack(path, content)
+        for index in range(len(stack) - 1):
+            stack.image(index)
+        with pytest.raises(InputRejected, match="damaged"):
+            stack.image(len(stack) - 1)
+    path.write_bytes(gzip.compress(plain + bytes(1 << 27)))
+    with pytest.raises(InputRejected, match="damaged"):
+        open_stack(path).image(3)
+
+
+@pytest.mark.parametrize(("name", "packed"), [("a.nii", True), ("a.nii.gz", False)])
+def test_what_is_written_is_packed_as_its_name_says(tmp_path: Path, name: str, packed: bool) -> None:
+    """Viewers go by the name, whatever the input was."""
+    plain = save(tmp_path / "plain.nii", volume()).read_bytes()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(plain) if packed else plain)
+    stack = open_stack(path)
+    assert isinstance(stack, NiftiStack)
+    path.write_bytes(nifti_bytes(stack, np.ones((4, 10, 12), np.uint8), description="made"))
+    assert (np.asarray(nibabel.load(path).dataobj) == 1).all()
+
+
 def test_a_volume_in_a_data_folder_is_a_group_whose_slices_are_cases(tmp_path: Path) -> None:
     """Images and masks alike; a picture beside them is a case of its own."""
     scans = {name: volume() for name in ("a", "b")}

@@ -49,7 +49,7 @@ class NiftiStack:
     header
         nibabel's, as the file has it.
     compressed
-        Whether the file is gzipped.
+        Whether it is named as a gzipped file, as what is written for it then is.
     """
 
     path: Path
@@ -59,6 +59,7 @@ class NiftiStack:
     compressed: bool
     _count: int
     _voxels: ArrayProxy
+    _packed: gzip.GzipFile | None = None
     _lock: Lock = field(default_factory=Lock, repr=False)
     format: Format = "nifti"
 
@@ -71,6 +72,8 @@ class NiftiStack:
         try:
             with self._lock:
                 values = np.asarray(self._voxels[:, :, index])
+                if self._packed is not None and index == len(self) - 1:
+                    _read_to_end(self._packed)
         except _DAMAGE as error:
             raise InputRejected(f"{self.path} cannot be read: it is cut short or damaged.") from error
         if values.dtype.names is not None:
@@ -85,7 +88,7 @@ def open_nifti(
     path: Path, content: bytes | None = None, *, max_pixels: int, max_stack_pixels: int
 ) -> NiftiStack:
     """Open a NIfTI-1 or NIfTI-2 file of two or three dimensions; see `stack.open_stack`."""
-    compressed, source = _source(path, content)
+    source = _source(path, content)
     try:
         header = _read_header(source)
         shape, dtype = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
@@ -107,7 +110,9 @@ def open_nifti(
     check_sizes(path, (height, width), count, max_pixels, max_stack_pixels)
     spec = ((width, height, count), dtype, offset, slope, intercept)
     voxels = ArrayProxy(source, spec, mmap=False)
-    return NiftiStack(path, (height, width), _spacing_mm(header), header, compressed, count, voxels)
+    packed = source if isinstance(source, gzip.GzipFile) else None
+    compressed = path.name.lower().endswith(".gz")
+    return NiftiStack(path, (height, width), _spacing_mm(header), header, compressed, count, voxels, packed)
 
 
 def nifti_bytes(stack: NiftiStack, values: npt.NDArray[Any], *, description: str) -> bytes:
@@ -145,19 +150,28 @@ def nifti_bytes(stack: NiftiStack, values: npt.NDArray[Any], *, description: str
     return gzip.compress(body, 6, mtime=0) if stack.compressed else body
 
 
-def _source(path: Path, content: bytes | None) -> tuple[bool, Source]:
-    """Whether the file is gzipped, and where nibabel finds its bytes; no handle stays open."""
+def _source(path: Path, content: bytes | None) -> Source:
+    """Where nibabel finds a file's bytes, gzipped or not; no handle stays open."""
     try:
         if content is None:
             with path.open("rb") as file:
                 if file.read(len(GZIP)) != GZIP:
-                    return False, path
+                    return path
             content = read_content(path)
     except OSError as error:
         raise InputRejected(f"{path} cannot be read: {error.strerror}.") from error
     if not content.startswith(GZIP):
-        return False, io.BytesIO(content)
-    return True, gzip.GzipFile(fileobj=io.BytesIO(content))
+        return io.BytesIO(content)
+    return gzip.GzipFile(fileobj=io.BytesIO(content))
+
+
+def _read_to_end(file: gzip.GzipFile) -> None:
+    """Read what is behind the voxels: gzip compares its checksum there, the only sign of most damage."""
+    left = MAX_OFFSET
+    while left > 0 and (part := file.read(1 << 20)):
+        left -= len(part)
+    if left <= 0:
+        raise ValueError("too much behind the voxels")
 
 
 def _read_header(source: Source) -> Header:
