@@ -10,6 +10,7 @@
 #include <queue>
 #include <utility>
 
+#include "assignment.h"
 #include "cover_class.h"
 
 namespace samdistill {
@@ -41,6 +42,7 @@ class CoverSearch {
   Indices without(const Indices& forbidden) const;
   void offer(const std::vector<ClassAnswer>& answers);
   void repair(const Node& node);
+  void offer_singles();
   bool first_conflict(const Node& node, std::uint32_t& proposal, std::size_t& one, std::size_t& other) const;
   void branch(const Node& node, std::uint32_t proposal, std::size_t loser);
 
@@ -99,6 +101,39 @@ void CoverSearch::repair(const Node& node) {
     }
     if (complete) offer(answers);
   }
+}
+
+// Where components are counted, classes that take turns may leave the last one nothing within its bounds. One
+// proposal that is within them for each class, by assignment, is an answer all the same; each betters its
+// own.
+void CoverSearch::offer_singles() {
+  const std::size_t classes = problem_.classes, count = problem_.proposals, columns = count + classes;
+  std::vector<double> weights(classes * columns, -std::numeric_limits<double>::infinity());
+  for (std::size_t c = 0; c < classes; ++c) {
+    const ClassBounds own = bounds(c, count);
+    const View view(problem_, c, without({}));
+    const Coverage nothing(view);
+    for (std::uint32_t k = 0; k < count; ++k) {
+      if (own.allow(view, {k})) weights[c * columns + k] = nothing.value_with(k);
+    }
+    if (own.allow(view, {})) weights[c * columns + count + c] = 0;
+  }
+  std::vector<std::int64_t> rows(classes), chosen(classes);
+  if (assign(weights.data(), classes, columns, true, rows.data(), chosen.data()) != AssignStatus::ok) return;
+  std::vector<ClassAnswer> answers(classes);
+  for (std::size_t c = 0; c < classes; ++c) {
+    if (chosen[c] < static_cast<std::int64_t>(count))
+      answers[c].chosen.push_back(static_cast<std::uint32_t>(chosen[c]));
+  }
+  for (std::size_t c = 0; c < classes; ++c) {
+    Indices taken;
+    for (std::size_t other = 0; other < classes; ++other) {
+      if (other != c) taken.insert(taken.end(), answers[other].chosen.begin(), answers[other].chosen.end());
+    }
+    std::sort(taken.begin(), taken.end());
+    answers[c] = better_class(bounds(c, count), without(taken), answers[c].chosen);
+  }
+  offer(answers);
 }
 
 // The contested proposal with the least index, and the first two classes that want it.
@@ -162,6 +197,7 @@ CoverAnswer CoverSearch::run() {
   for (const ClassAnswer& answer : root.answers) root.bound += answer.upper_bound;
   budget_.allot(1);
   double left = -1;  // the greatest bound of what was given up
+  if (possible && problem_.first_piece != nullptr) offer_singles();
   if (possible) open_.push(root);
   while (!open_.empty()) {
     const Node node = open_.top();

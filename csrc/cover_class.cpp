@@ -264,6 +264,16 @@ ClassAnswer ClassSearch::run(View view) {
   return answer_;
 }
 
+ClassAnswer as_answer(const View& view, const Choice& choice) {
+  ClassAnswer answer;
+  answer.found = choice.allowed;
+  answer.value = choice.value;
+  answer.upper_bound = 1;
+  for (const std::uint32_t k : choice.chosen) answer.chosen.push_back(view.proposals[k]);
+  std::sort(answer.chosen.begin(), answer.chosen.end());
+  return answer;
+}
+
 }  // namespace
 
 Budget::Budget(const CoverLimits& limits) : limits_(limits) { allot(1); }
@@ -299,14 +309,18 @@ ClassAnswer cover_class(const ClassBounds& bounds, const std::vector<std::uint32
 
 ClassAnswer cover_class_roughly(const ClassBounds& bounds, const std::vector<std::uint32_t>& proposals) {
   const View view(*bounds.problem, bounds.of_class, proposals);
-  const Choice choice = choose_greedily(view, bounds);
-  ClassAnswer answer;
-  answer.found = choice.allowed;
-  answer.value = choice.value;
-  answer.upper_bound = 1;
-  for (const std::uint32_t k : choice.chosen) answer.chosen.push_back(view.proposals[k]);
-  std::sort(answer.chosen.begin(), answer.chosen.end());
-  return answer;
+  return as_answer(view, choose_greedily(view, bounds));
+}
+
+ClassAnswer better_class(const ClassBounds& bounds, const std::vector<std::uint32_t>& proposals,
+                         const std::vector<std::uint32_t>& chosen) {
+  const View view(*bounds.problem, bounds.of_class, proposals);
+  std::vector<std::uint32_t> candidates;
+  for (const std::uint32_t k : chosen) {
+    const auto place = std::lower_bound(view.proposals.begin(), view.proposals.end(), k);
+    candidates.push_back(static_cast<std::uint32_t>(place - view.proposals.begin()));
+  }
+  return as_answer(view, improve(view, bounds, std::move(candidates)));
 }
 
 }  // namespace samdistill

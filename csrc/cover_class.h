@@ -45,4 +45,8 @@ ClassAnswer cover_class(const ClassBounds& bounds, const std::vector<std::uint32
 // A good choice, quickly: greedy, then adding, dropping and swapping one at a time.
 ClassAnswer cover_class_roughly(const ClassBounds& bounds, const std::vector<std::uint32_t>& proposals);
 
+// A choice among `proposals` (both ascending) that is within the bounds, bettered one at a time.
+ClassAnswer better_class(const ClassBounds& bounds, const std::vector<std::uint32_t>& proposals,
+                         const std::vector<std::uint32_t>& chosen);
+
 }  // namespace samdistill

@@ -21,6 +21,21 @@ std::uint32_t best_addition(const View& view, const Coverage& coverage, const st
   return best;
 }
 
+// Where components are counted, what is added greedily need not come within the bounds: the best single
+// candidate that is within them, bettered.
+Choice improve_best_single(const View& view, const ClassBounds& bounds) {
+  Choice best;
+  std::vector<std::uint32_t> single(1);
+  const Coverage nothing(view);
+  for (std::uint32_t k = 0; k < view.candidates(); ++k) {
+    const double value = nothing.value_with(k);
+    single[0] = k;
+    if (value > best.value && bounds.allow(view, single))
+      best.allowed = true, best.chosen = single, best.value = value;
+  }
+  return best.allowed ? improve(view, bounds, std::move(best.chosen)) : best;
+}
+
 }  // namespace
 
 Choice improve(const View& view, const ClassBounds& bounds, std::vector<std::uint32_t> chosen) {
@@ -93,7 +108,10 @@ Choice choose_greedily(const View& view, const ClassBounds& bounds) {
     if (!bounds.allow(view, chosen)) continue;
     if (!best.allowed || value > best.value) best.allowed = true, best.chosen = chosen, best.value = value;
   }
-  return best.allowed ? improve(view, bounds, std::move(best.chosen)) : best;
+  if (best.allowed) best = improve(view, bounds, std::move(best.chosen));
+  if (!bounds.counts_pieces()) return best;
+  Choice other = improve_best_single(view, bounds);
+  return other.allowed && (!best.allowed || other.value > best.value) ? other : best;
 }
 
 }  // namespace samdistill

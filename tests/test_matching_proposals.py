@@ -98,6 +98,24 @@ def test_counting_components_it_is_as_good_too(seed: int) -> None:
             assert lower[c] <= slow.components(mask) <= upper[c] and len(found.selected[c]) <= 3
 
 
+def test_counting_components_an_answer_is_found_where_only_poor_proposals_are_within_the_bounds() -> None:
+    """Those that fit best are in many pieces, and five classes want the few that are not."""
+    rng = np.random.default_rng(0)
+    masks = np.zeros((24, 30, 30), np.bool_)
+    for mask in masks[:18]:
+        for piece in rng.choice(25, 4, replace=False):
+            y, x = divmod(int(piece), 5)
+            mask[6 * y : 6 * y + 4, 6 * x : 6 * x + 4] = True
+    for k, mask in enumerate(masks[18:]):
+        mask[6 * k % 30, : 2 + k] = True
+    maps = np.full((5, 30, 30), 0.6, np.float32)
+    bounds: dict[str, Any] = {"lower": 1, "upper": 2, "counted": "components", "max_proposals": 2}
+    found = match(maps, masks, **bounds, node_limit=300, time_limit_s=None)
+    assert found.status == "feasible" and 0 < found.value <= found.upper_bound
+    check_promises(found, masks, maps)
+    assert all(1 <= slow.components(mask) <= 2 for mask in found.masks)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 6))
 def test_a_limit_never_costs_the_certificate(seed: int, nodes: int) -> None:
