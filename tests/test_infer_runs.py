@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,6 +103,42 @@ def test_one_percent_of_damage_changes_nothing_for_the_others(tiny_bundle: Path,
     assert not [
         name for name in tree(out) if name.split(".")[0] in ("007", "031", "044", "045", "046", "047")
     ]
+
+
+def test_names_that_are_no_text_and_pipes_stop_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    save(folder / "a.png")
+    odd = folder / os.fsdecode(b"caf\xe9.png")  # as Latin-1 has it
+    save(odd)
+    for name in ("pipe.png", "pipe.avi", "pipe"):
+        os.mkfifo(folder / name)
+    command = [sys.executable, "-m", "samdistill", "infer", str(tiny_bundle), str(folder), "--out", str(out)]
+    words = ["--measurements", "--overlay"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 3, done.stderr
+    assert "input 3 must be a file" in done.stderr
+    assert "2 of 4 inputs failed" in done.stderr
+    assert (out / odd.name).read_bytes() == (out / "a.png").read_bytes()
+    assert "\ncaf\\udce9.png," in (out / "measurements.csv").read_text(encoding="utf-8")
+
+
+def test_whatever_a_file_does_to_the_network_stays_its_own_matter(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "in", 12)
+    predictor = Predictor.load(tiny_bundle)
+    answer = Predictor.predict_batch
+
+    def fails(self: Predictor, images: list[np.ndarray], *words: object, **options: Any) -> Any:
+        if any((image == colours(64 + 5 % 3, 64, seed=5)).all() for image in images if image.shape[0] == 66):
+            raise RuntimeError("the runtime gave up")
+        return answer(self, images, *words, **options)
+
+    monkeypatch.setattr(Predictor, "predict_batch", fails)
+    out = tmp_path / "out"
+    summary, records = segment_all(predictor, gather([str(tmp_path / "in")], out), out, workers=2)
+    assert [one.input for one in records if one.status == "failed"] == ["005.png"]
+    assert (summary.done, summary.failed) == (11, 1)
 
 
 def test_resuming_redoes_what_changed_and_nothing_else(tiny_bundle: Path, tmp_path: Path) -> None:

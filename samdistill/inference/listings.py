@@ -59,7 +59,8 @@ def _done(results: Path) -> Iterator[dict[str, Any]]:
 
 def _write_csv(path: Path, records: Iterator[dict[str, Any]]) -> None:
     columns = ["input", "image", "class", *(one.name for one in fields(Measurement))]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    # File names need not be text; results.jsonl writes them as escapes, too.
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.DictWriter(file, columns)
         table.writeheader()
         for record in records:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from samdistill.errors import InputRejected, SamdistillError, SomeInputsFailed
+from samdistill.errors import InputRejected, SomeInputsFailed
 from samdistill.inference.cases import Case
 from samdistill.inference.jobs import (
     BATCH,
@@ -290,7 +290,7 @@ def _segment_singles(run: Run, held: list[tuple[Job, Pixels]]) -> Iterator[tuple
     started = time.perf_counter()
     try:
         answers: list[Segmentation | None] = list(predict(run, [pixels for _, pixels in held]))
-    except (SamdistillError, ValueError, MemoryError):
+    except Exception:  # noqa: BLE001  (whose fault it is shows below)
         answers = [None] * len(held)
     share = (time.perf_counter() - started) * 1000 / len(held)
     for (job, pixels), answer in zip(held, answers, strict=True):

@@ -23,6 +23,7 @@ from samdistill.inference.records import Outcome
 from samdistill.io.files import atomic_folder, sha256_file, write_bytes
 from samdistill.io.images import mask_bytes
 from samdistill.io.measurements import measure
+from samdistill.io.stack import require_plain_file
 from samdistill.io.video import Frame, frames
 from samdistill.predictor import Segmentation
 from samdistill.refined import Refined, told
@@ -57,6 +58,7 @@ def _segment(run: Run, job: Job) -> Outcome:
             "measurements. Save its frames as pictures for more."
         )
     with timed(job, "read"):
+        require_plain_file(path)
         job.record = unfinished(run, job, sha256_file(path))
     seen = _Seen(run)
     with ExitStack() as folders, closing(frames(path)) as stream:

@@ -6,6 +6,7 @@ The name says which format a file has to be, its content whether it is. NIfTI an
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -274,6 +275,7 @@ def read_content(path: Path) -> bytes:
         When it is missing, no file, empty, or larger than MAX_FILE_BYTES.
     """
     try:
+        require_plain_file(path)
         with path.open("rb") as file:
             # Never more than there is: a buffer of the limit would be set up first.
             content = file.read(min(os.fstat(file.fileno()).st_size, MAX_FILE_BYTES) + 1)
@@ -288,9 +290,25 @@ def read_content(path: Path) -> bytes:
     return content
 
 
+def require_plain_file(path: Path) -> None:
+    """Refuse pipes and devices, which would be waited for without end.
+
+    Raises
+    ------
+    OSError
+        When there is nothing.
+    InputRejected
+        When it is no file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise InputRejected(f"{path} must be a file. Take it out of the inputs.")
+
+
 def _looks_like_dicom(path: Path) -> bool:
     start, mark = _DICOM_MARK
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
         with path.open("rb") as file:
             return file.read(start + len(mark))[start:] == mark
     except OSError:
