@@ -334,8 +334,9 @@ def test_the_command_trains_in_rounds_and_its_report_shows_admissions(
     for one in [*read_records(out / "pseudo" / "1.jsonl"), *read_records(out / "pseudo" / "2.jsonl")]:
         if one.round == 2 or one.admitted:
             chosen = ", ".join(map(str, one.chosen[0])) or "none"
-            cells = [one.round, one.proposals, chosen, *(f"{value:.3f}" for value in (one.beta, one.ceiling))]
+            cells = [one.round, "yes" if one.admitted else "no", one.reason]
+            cells += [f"{value:.3f}" for value in (one.beta, one.ceiling)]
             row = f'<th scope="row">{one.case_id}</th>' + "".join(f"<td>{cell}</td>" for cell in cells)
-            assert row in records
-            assert f"<td>{'yes' if one.admitted else 'no'}</td><td>{one.reason}</td>" in records
+            rest = records[records.index(row) + len(row) :].partition("</tr>")[0]
+            assert rest.endswith(f"<td>{one.proposals}</td><td>{chosen}</td>")
     assert str(data) not in page

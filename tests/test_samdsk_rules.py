@@ -259,6 +259,7 @@ def test_what_is_known_of_an_image_goes_over_its_class_and_that_over_the_round()
         ({"samdsk.max_proposals": 3}, "max_proposals must be at least 1 and goes with counted"),
         ({"samdsk.min_proposals": -1}, "min_proposals must be"),
         ({"samdsk.weight": -1.0}, "weight must be"),
+        ({"samdsk.weight": float("nan")}, "weight must be"),
         ({"samdsk.last_share": 1.0}, "last_share must be"),
         ({"samdsk.node_limit": -1}, "node_limit must be"),
         ({"samdsk.time_limit_s": 0.0}, "time_limit_s must be"),

@@ -184,10 +184,10 @@ def _records(records: Sequence[Matched], class_names: Sequence[str]) -> Section:
         if len(chosen) > 1:
             chosen = [f"{name}: {own}" for name, own in zip(class_names, chosen, strict=True)]
         numbers = [number(value) for value in (one.beta, one.ceiling, one.dice)]
-        cells = [str(one.round), str(one.proposals), "; ".join(chosen), *numbers]
-        rows.append([one.case_id, *cells, "yes" if one.admitted else "no", one.reason])
+        cells = [str(one.round), "yes" if one.admitted else "no", one.reason, *numbers]
+        rows.append([one.case_id, *cells, str(one.proposals), "; ".join(chosen)])
     headers = [
-        "image", "round", "proposals", "chosen", "beta", "ceiling", "true Dice", "admitted", "reason",
+        "image", "round", "admitted", "reason", "beta", "ceiling", "true Dice", "proposals", "chosen",
     ]  # fmt: skip
     caption = (
         "Each image when it was last matched. Proposals are numbered as the cache holds them; "

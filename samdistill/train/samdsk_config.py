@@ -5,6 +5,7 @@ Sources of the defaults: SamDSK, sections 3 and 4; UPS, section 4; BCP, section 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -129,7 +130,7 @@ class SamdskConfig:
             )
         if self.min_proposals < 0:
             raise ValueError(f"min_proposals must be at least 0, not {self.min_proposals}.")
-        if self.weight < 0:
+        if not 0 <= self.weight < math.inf:
             raise ValueError(f"weight must be at least 0, not {self.weight}.")
         if self.last_share is not None and not 0 < self.last_share < 1:
             raise ValueError(f"last_share must be between 0 and 1, not {self.last_share}.")
@@ -213,7 +214,7 @@ class BcpConfig:
     def __post_init__(self) -> None:
         if not 0 < self.box < 1:
             raise ValueError(f"box must be between 0 and 1, not {self.box}.")
-        if self.weight < 0:
+        if not 0 <= self.weight < math.inf:
             raise ValueError(f"weight must be at least 0, not {self.weight}.")
 
 
