@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dicoms
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -16,8 +17,10 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from samdistill.errors import InputRejected
 from samdistill.intensity import IntensityRule, MeasuredPixels
+from samdistill.io import open_dataset, write_mask
+from samdistill.io.check import check_data
 from samdistill.io.codestream import frame_problem
-from samdistill.io.stack import open_stack
+from samdistill.io.stack import format_of, open_stack
 
 RNG = np.random.default_rng(3)
 PERCENTILES = IntensityRule("percentiles", 0.5, 99.5)
@@ -164,6 +167,34 @@ def test_the_spacing_is_the_patients(tmp_path: Path) -> None:
 def test_dicom_without_a_suffix_is_told_by_its_mark(tmp_path: Path) -> None:
     path = dicoms.write(tmp_path / "1.2.840.4711", np.zeros((8, 9), np.uint8))
     assert open_stack(path).format == "dicom"
+    path.with_name("DICOMDIR").write_bytes(path.read_bytes())
+    assert format_of(path.with_name("DICOMDIR")) is None, "it lists files, and holds no image"
+
+
+def test_a_data_folder_may_hold_dicom_which_is_read_as_inference_reads_it(tmp_path: Path) -> None:
+    """A clip is a group whose frames are cases; of radiographs measured and shown values come through."""
+    clip = RNG.integers(0, 256, (3, 12, 10)).astype(np.uint8)
+    deep = RNG.integers(0, 4096, (12, 10)).astype(np.uint16)
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    window = {"WindowCenter": 2000, "WindowWidth": 900}
+    one = dicoms.write(images / "film.dcm", deep, bits=12, photometric="MONOCHROME1", **window)
+    dicoms.write(images / "clip", clip)
+    masks.mkdir()
+    truth = RNG.integers(0, 2, (3, 12, 10)).astype(np.uint8)
+    write_mask(masks / "film.png", truth[0])
+    nibabel.save(nibabel.Nifti1Image(truth.transpose(2, 1, 0), np.eye(4)), masks / "clip.nii.gz")
+    dataset = open_dataset(tmp_path)
+    assert [case.id for case in dataset.cases] == ["clip_0000", "clip_0001", "clip_0002", "film"]
+    assert [case.group for case in dataset.cases] == ["clip"] * 3 + ["film"]
+    for index, case in enumerate(dataset.cases[:3]):
+        np.testing.assert_array_equal(case.read_image(), clip[index])
+        np.testing.assert_array_equal(case.read_masks()[0], truth[index] == 1)
+    film = dataset.cases[3]
+    for rule in (IntensityRule(), PERCENTILES, IntensityRule("window", 100, 3000)):
+        np.testing.assert_array_equal(rule.apply(film.read_image()), rule.apply(read(one)))
+    np.testing.assert_array_equal(film.read_masks()[0], truth[0] == 1)
+    report = check_data(tmp_path)
+    assert (report.readable, report.labelled, report.groups) == (4, 4, 2)
 
 
 # --- what is refused

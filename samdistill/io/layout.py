@@ -125,7 +125,7 @@ def _by_id(layout: Layout, folder: Path, kind: str) -> dict[str, Path]:
         inner = path.relative_to(folder)
         if any(part.startswith(".") for part in inner.parts) or not path.is_file():
             continue
-        if not path.name.lower().endswith(ALL_SUFFIXES):
+        if format_of(path) is None:
             others.append(path)
             continue
         case_id = stem(inner.as_posix())

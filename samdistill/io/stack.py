@@ -219,12 +219,15 @@ def _opened(path: Path, size: int, changed_ns: int) -> Stack:
 
 
 def format_of(path: Path) -> Format | None:
-    """Tell a file's format by its name; where that has no known suffix, DICOM by its mark in the file."""
+    """Tell a file's format by its name; where that has no known suffix, DICOM by its mark in the file.
+
+    DICOMDIR is none: it lists the files of a medium (PS3.10 8.6).
+    """
     name = path.name.lower()
     for kind, suffixes in (("picture", SUFFIXES), ("nifti", NIFTI_SUFFIXES), ("dicom", DICOM_SUFFIXES)):
         if name.endswith(suffixes):
             return kind  # type: ignore[return-value]
-    return "dicom" if _looks_like_dicom(path) else None
+    return "dicom" if name != "dicomdir" and _looks_like_dicom(path) else None
 
 
 def stem(name: str) -> str:
