@@ -186,6 +186,12 @@ def test_shards_share_the_files_out_and_keep_their_own_lists(tiny_bundle: Path, 
     summary, _ = segment_all(predictor, gather([str(folder)], out), out, resume=True)
     assert summary.kept == 7
     assert [path.name for path in out.glob("results*.jsonl")] == ["results.jsonl"]
+    for index in (1, 2):  # of a run over all, a shard keeps what still holds; the old list would not hold
+        summary, _ = segment_all(
+            predictor, gather([str(folder)], out), out, shard=Shard.parse(f"{index}/2"), resume=True
+        )
+        assert summary.kept == summary.total
+        assert not (out / "results.jsonl").exists()
     for text in ("0/3", "4/3", "1", "a/b", "-1/3", "1/0"):
         with pytest.raises(UsageError, match="shard must be i/n"):
             Shard.parse(text)

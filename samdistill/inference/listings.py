@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,17 @@ def remove_listings(out: Path, name: Naming) -> None:
     for file in (MEASUREMENTS, COCO):
         (out / name(file)).unlink(missing_ok=True)
     remove_leftovers(out, {name(file) for file in (RESULTS, MEASUREMENTS, COCO)})
+
+
+def set_aside_whole_lists(out: Path) -> None:
+    """Take back what an earlier run over all inputs listed, of which a shard now redoes a part.
+
+    `--resume` still finds the records, as if that run had been killed.
+    """
+    with contextlib.suppress(FileNotFoundError):  # another shard may come first
+        (out / RESULTS).replace(out / f".{RESULTS}.partial")
+    for file in (MEASUREMENTS, COCO):
+        (out / file).unlink(missing_ok=True)
 
 
 def write_listings(out: Path, name: Naming, class_names: Sequence[str], options: Options) -> None:

@@ -32,7 +32,7 @@ from samdistill.inference.jobs import (
     timed,
     written,
 )
-from samdistill.inference.listings import remove_listings, write_listings
+from samdistill.inference.listings import remove_listings, set_aside_whole_lists, write_listings
 from samdistill.inference.outputs import (
     Options,
     plan,
@@ -127,6 +127,8 @@ def segment_files(
     if shard is None:
         for file in out.glob("results-*-of-*.jsonl"):
             file.unlink()
+    else:
+        set_aside_whole_lists(out)
     remove_listings(out, name)
     summary = Summary(len(sources))
     audit = Audit(out / name(AUDIT), run.facts)
