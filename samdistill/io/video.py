@@ -57,7 +57,8 @@ def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
     path
         The file; of several video streams the first.
     max_pixels
-        Larger frames are refused before one is decoded.
+        Of larger frames none comes. FFmpeg decodes the first to learn its size, and itself refuses what has
+        about 2^28 pixels or more.
 
     Yields
     ------
@@ -67,8 +68,8 @@ def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
     Raises
     ------
     InputRejected
-        When the file is missing, no video, too large, cut short, or changes its size. Damage inside a stream
-        is concealed by its decoder, as in any player.
+        When the file is missing, no video, too large or cut short. Damage inside a stream is concealed by its
+        decoder, as in any player, and a frame of another size scaled to the first one's.
     ModuleNotFoundError
         When OpenCV is not installed.
     """
