@@ -18,12 +18,14 @@ import pytest
 from bundles import colours, rewrite
 from PIL import Image as PillowImage
 from test_inference import hide, run, run_offline, save, segment, tree
+from test_video import clip, moving
 
 from samdistill.components import label
 from samdistill.inference import Options
 from samdistill.inference.tiles import OVERLAP, segment_in_tiles, tiles_of
 from samdistill.io import read_mask
 from samdistill.io.contours import filled
+from samdistill.io.files import sha256_file
 from samdistill.io.measurements import measure
 from samdistill.predictor import Predictor
 
@@ -93,6 +95,31 @@ def test_masks_of_dicom_can_be_png_where_there_is_one_image(tiny_bundle: Path, t
     assert (one.status, two.status) == ("ok", "failed")
     assert "must hold one image" in str(two.error)
     assert tree(out) == ["audit.jsonl", "one.png", "results.jsonl"]
+
+
+def test_what_other_options_wrote_elsewhere_does_not_stay(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Of one input there are never masks of two runs; what somebody changed is not ours to remove."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a.dcm", "b.dcm"):
+        dicoms.write(folder / name, GREY)
+    clip(folder / "c.avi", moving(2))
+    segment(tiny_bundle, folder, out)
+    (out / "b.dcm").write_bytes(b"mine")
+    outside = save(tmp_path / "outside.png")
+    told = {"status": "ok", "bundle_sha256": "", "mode": "fast"}
+    names = {"../outside.png": sha256_file(outside), "\0": "", "/": ""}
+    with (out / "results.jsonl").open("a") as lines:  # a list may come from anywhere
+        for files in (names, ["a.dcm"], 3):
+            lines.write(json.dumps({**told, "input": "d.dcm", "files": files}) + "\n")
+        lines.write("[]\n3\n")
+    dicoms.write(folder / "d.dcm", GREY)
+    rewrite(tiny_bundle, lambda values: values.update(multi_label=True))
+    segment(tiny_bundle, folder, out, png=True)
+    left = {name for name in tree(out) if not name.endswith(".jsonl") and "/" not in name}
+    assert left == {"b.dcm"}
+    assert not (out / "c.avi").exists()
+    assert (out / "red" / "a.png").exists()
+    assert outside.exists()
 
 
 def test_probability_maps_of_pictures_and_dicom_are_the_predictors(tiny_bundle: Path, tmp_path: Path) -> None:

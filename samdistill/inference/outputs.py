@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -227,13 +228,19 @@ def still_holds(record: Record | None, source: Source, out: Path, bundle_sha256:
 
 def remove_stale(
     sources: Sequence[Source], outputs: Mapping[Source, Outputs], out: Path, predictor: Predictor,
-    options: Options,
+    options: Options, earlier: Mapping[str, Record],
 ) -> None:  # fmt: skip
     """Remove what earlier runs left under the names of these sources, and half files of killed ones.
 
     Of a file that is missing now the outputs go too, so that they do not stay beside its failure; but never a
-    file that is an input.
+    file that is an input. What an earlier run wrote elsewhere, with other options or another bundle, goes by
+    its record.
     """
+    planned = {file for source in sources if source in outputs for file in outputs[source].files}
+    for source in sources:
+        record = earlier.get(str(source.relative))
+        if record is not None:
+            _remove_recorded(record, out, planned | {source.path})
     missing = [source for source in sources if source not in outputs]
     inputs = {source.path.resolve() for source in outputs} if missing else set()
     names: dict[Path, set[str]] = {}
@@ -250,3 +257,16 @@ def remove_stale(
                     left.remove()
     for folder, known in names.items():
         remove_leftovers(folder, known)
+
+
+def _remove_recorded(record: Record, out: Path, spared: Collection[Path]) -> None:
+    """Remove the files of a record that still are what it says; a list may come from anywhere."""
+    for name, sha256 in (record.files or {}).items():
+        file = out / name
+        if file in spared or file.parent in spared:
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            if file.resolve().is_relative_to(out.resolve()) and sha256_file(file) == sha256:
+                file.unlink()
+                if file.parent != out:
+                    file.parent.rmdir()  # a video's, once it is empty

@@ -13,7 +13,7 @@ import importlib.util
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -117,9 +117,10 @@ def segment_files(
     _require_libraries(sources)
     out.mkdir(parents=True, exist_ok=True)
     run = Run(predictor, out, options, outputs)
-    kept = _kept(run, sources) if resume else {}
+    earlier = earlier_records(out)
+    kept = _kept(run, sources, earlier) if resume else {}
     fresh = [source for number, source in enumerate(sources, 1) if number not in kept]
-    remove_stale(fresh, outputs, out, predictor, options)
+    remove_stale(fresh, outputs, out, predictor, options, earlier)
 
     def name(file: str) -> str:
         return file if shard is None else file.replace(".", f"-{shard}.", 1)
@@ -320,9 +321,8 @@ def _segment_stack(run: Run, job: Job, case: Case) -> None:
                 case.add(index, pixels, answer)
 
 
-def _kept(run: Run, sources: Sequence[Source]) -> dict[int, Record]:
+def _kept(run: Run, sources: Sequence[Source], earlier: Mapping[str, Record]) -> dict[int, Record]:
     """Records of an earlier run that still hold, by the number of their source."""
-    earlier = earlier_records(run.out)
     kept = {}
     for number, source in enumerate(sources, 1):
         record = earlier.get(str(source.relative))

@@ -103,8 +103,9 @@ class Record:
         """Read a line; None where it is cut short or no record of this version."""
         try:
             values = json.loads(line)
-            return cls(**values) if set(values) <= _NAMES else None
-        except (ValueError, TypeError):
+            known = set(values) <= _NAMES and isinstance(values.get("files", {}), dict)
+            return cls(**values) if known else None
+        except (ValueError, TypeError, AttributeError):
             return None
 
 
