@@ -88,8 +88,9 @@ class Bundle:
         for record in self.manifest.files:
             _read_checked(self.root, record)
         listed = {MANIFEST, *(record.path for record in self.manifest.files)}
-        for folder, _, names in os.walk(self.root):
-            for name in names:
+        for folder, folders, names in os.walk(self.root, onerror=_unreadable):
+            links = [name for name in folders if Path(folder, name).is_symlink()]
+            for name in (*names, *links):
                 found = Path(folder, name).relative_to(self.root).as_posix()
                 if found not in listed:
                     raise BundleError(f"{found} lies in the bundle, but {MANIFEST} does not list it.")
@@ -111,6 +112,10 @@ def _read_checked(root: Path, record: FileRecord) -> bytes:
     return content
 
 
+def _unreadable(error: OSError) -> None:
+    raise BundleError(f"{error.filename} in the bundle cannot be read: {error.strerror}.") from error
+
+
 def _read(root: Path, path: str, most: int) -> bytes:
     """Read a regular file of at most `most` bytes that lies in the bundle itself, not behind a link."""
     file = root / path
@@ -119,9 +124,12 @@ def _read(root: Path, path: str, most: int) -> bytes:
         if not resolved.is_relative_to(root.resolve()) or not stat.S_ISREG(resolved.stat().st_mode):
             raise BundleError(f"{path} must be a regular file inside the bundle, not a link out of it.")
         with resolved.open("rb") as opened:
-            content = opened.read(most + 1)
+            # No more memory than the file needs, whatever length the manifest gives it.
+            content = opened.read(min(most, os.fstat(opened.fileno()).st_size) + 1)
     except OSError as error:
         raise BundleError(f"{path} cannot be read from the bundle: {error.strerror}.") from error
+    except RuntimeError as error:  # of links in a circle, before Python 3.13
+        raise BundleError(f"{path} cannot be read from the bundle: {error}.") from error
     if len(content) > most:
         raise BundleError(f"{path} must have at most {most} bytes, not more.")
     return content

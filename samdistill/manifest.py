@@ -200,7 +200,14 @@ def parse(text: bytes) -> Manifest:
         allowed.
     """
     try:
-        values = json.loads(text, object_pairs_hook=_no_repeats, parse_float=_finite, parse_constant=_finite)
+        values = json.loads(
+            text,
+            object_pairs_hook=_no_repeats,
+            parse_float=_finite,
+            parse_constant=_finite,
+            parse_int=_bounded,
+        )
+        json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST} is not valid JSON: {error}.") from error
     if not isinstance(values, dict) or not isinstance(values.get("schema"), int):
@@ -229,6 +236,13 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         raise ValueError("a key is given twice")
     return values
+
+
+def _bounded(text: str) -> int:
+    value = int(text)
+    if abs(value) >= 1 << 63:
+        raise ValueError(f"{text[:20]}... is too large a number")
+    return value
 
 
 def _finite(text: str) -> float:

@@ -233,6 +233,8 @@ def test_what_is_refused_is_refused_by_name(name: str) -> None:
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
         (b"\xff\xfe{", "not valid JSON"),
+        (b'{"schema": 3, "name": "\\ud800"}', "not valid JSON"),
+        (b'{"schema": 3, "name": 1' + b"0" * 400 + b"}", "too large a number"),
         (b"[" * 100_000, "not valid JSON"),
         (b"[]", "must be an object"),
         (b"{}", "must be an object"),

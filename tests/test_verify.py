@@ -94,6 +94,28 @@ def test_a_file_that_the_manifest_does_not_list_is_found(tiny_bundle: Path) -> N
         verify(tiny_bundle)
 
 
+def test_a_linked_folder_that_the_manifest_does_not_list_is_found(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tiny_bundle / "extra").symlink_to(tmp_path)
+    with pytest.raises(BundleError, match=r"extra lies in the bundle"):
+        verify(tiny_bundle)
+
+
+def test_links_in_a_circle_are_no_file(tiny_bundle: Path) -> None:
+    (tiny_bundle / "student.onnx").unlink()
+    (tiny_bundle / "student.onnx").symlink_to("student.onnx")
+    with pytest.raises(BundleError, match=r"student\.onnx cannot be read"):
+        Bundle.open(tiny_bundle).read("student.onnx")
+
+
+def test_a_length_that_nobody_has_takes_no_memory(tiny_bundle: Path) -> None:
+    values = json.loads((tiny_bundle / "manifest.json").read_text())
+    for record in values["files"]:
+        record["bytes"] = 1 << 62
+    (tiny_bundle / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(BundleError, match="it was cut short"):
+        Bundle.open(tiny_bundle).read("student.onnx")
+
+
 def test_a_link_out_of_the_bundle_is_not_followed(tiny_bundle: Path, tmp_path: Path) -> None:
     outside = tmp_path / "student.onnx"
     shutil.move(tiny_bundle / "student.onnx", outside)
