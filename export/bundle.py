@@ -7,6 +7,7 @@ passed there, so that whatever happens meanwhile, no half bundle lies under the 
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import secrets
 import shutil
@@ -35,7 +36,7 @@ from samdistill.export.pieces import (
     teacher_record,
 )
 from samdistill.io.dataset import Case
-from samdistill.io.files import atomic_folder
+from samdistill.io.files import atomic_folder, sync_folder
 from samdistill.manifest import (
     MANIFEST,
     SCHEMA,
@@ -310,13 +311,22 @@ def check_target(out: Path, *, force: bool) -> None:
     if out.is_dir() and not out.is_symlink():
         if not any(out.iterdir()):
             return
-        if (out / MANIFEST).is_file():
+        if _is_bundle(out):
             if force:
                 return
             raise UsageError(
                 f"{out} must not exist yet. Name another bundle, or replace this one with --force."
             )
     raise UsageError(f"{out} must be a new place for a bundle; what is there is no bundle and stays.")
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether its manifest is a bundle's, of any schema: other projects have files of that name too."""
+    try:
+        values = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and {"schema", "classes", "models", "files"} <= values.keys()
 
 
 def _replace(staging: Path, out: Path) -> None:
@@ -328,6 +338,7 @@ def _replace(staging: Path, out: Path) -> None:
     except OSError:
         old.rename(out)
         raise
+    sync_folder(out.parent)  # before the old one goes
     shutil.rmtree(old, ignore_errors=True)
 
 

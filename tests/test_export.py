@@ -295,6 +295,10 @@ def test_what_is_no_bundle_is_never_touched(cases: list[Case], tmp_path: Path, f
         with pytest.raises(UsageError, match="is no bundle and stays"):
             publish(source(), cases, place, force=force)
     assert (out / "thesis.tex").read_text() == "five years"
+    (out / "manifest.json").write_text('{"name": "a web page", "icons": []}')
+    with pytest.raises(UsageError, match="is no bundle and stays"):
+        publish(source(), cases, out, force=force)
+    assert (out / "thesis.tex").read_text() == "five years"
 
 
 @pytest.mark.usefixtures("exported")
