@@ -152,14 +152,15 @@ def test_an_internal_error_is_one_line_and_ends_with_1(run, monkeypatch: pytest.
         app.main()
 
 
-def test_a_missing_extra_is_named(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    def without_torch() -> None:
-        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+@pytest.mark.parametrize(("library", "extra"), [("torch", "train"), ("onnxruntime", "cpu")])
+def test_a_missing_extra_is_named(run, library: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    def without() -> None:
+        raise ModuleNotFoundError(f"No module named {library!r}", name=library)
 
-    monkeypatch.setattr(app, "app", without_torch)
+    monkeypatch.setattr(app, "app", without)
     code, _, err = run()
     assert code == 6
-    assert "samdistill[train]" in one_line(err)
+    assert f"samdistill[{extra}]" in one_line(err)
 
 
 def test_a_demo_never_writes_into_a_folder_of_somebody_elses(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

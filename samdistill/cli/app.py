@@ -79,6 +79,7 @@ EXTRAS = {
     "optuna": "train",
     "skimage": "train",
     "matplotlib": "train",
+    "onnxruntime": "cpu",  # which export quantises with too
     "onnx": "export",
     "onnxscript": "export",
     "onnxslim": "export",
