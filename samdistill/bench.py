@@ -10,6 +10,8 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,9 +112,12 @@ def bench(
     for part in parts if opened.manifest.teacher else parts[:1]:
         own = []
         for record in candidates(opened, part, device=device):
-            with context.Pool(1) as pool:
-                job = (str(opened.root), opened.sha256, record, device, threads, runs)
-                own.append(pool.apply(_timed, job))
+            job = (str(opened.root), opened.sha256, record, device, threads, runs)
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                try:
+                    own.append(pool.submit(_timed, *job).result())
+                except BrokenProcessPool:  # a Pool would wait for it for ever
+                    own.append(EngineTiming(*_known(record), error="its process died, for want of memory?"))
         timings += sorted(own, key=lambda one: (one.error is not None, one.latency_ms))
     return timings
 
@@ -121,7 +126,7 @@ def _timed(
     root: str, sha256: str, record: EngineRecord, device: str, threads: int | None, runs: int
 ) -> EngineTiming:
     """Time one engine; runs in a process of its own."""
-    known = (record.model, record.runtime, record.precision, record.verified)
+    known = _known(record)
     try:
         bundle = Bundle.open(root, expect_sha256=sha256)
         on_gpu = record.runtime in PLANNED
@@ -143,8 +148,12 @@ def _timed(
             memory_mb=memory,
             dice=_dice(bundle, opened, device),
         )
-    except SamdistillError as error:
-        return EngineTiming(*known, error=str(error))
+    except (SamdistillError, MemoryError) as error:
+        return EngineTiming(*known, error=str(error) or "out of memory")
+
+
+def _known(record: EngineRecord) -> tuple[str, str, str, bool]:
+    return record.model, record.runtime, record.precision, record.verified
 
 
 def _times(engine: Engine, inputs: Inputs, runs: int) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,19 @@ def test_a_damaged_bundle_is_not_timed(tiny_bundle: Path) -> None:
         bench(tiny_bundle, expect_sha256="0" * 64)
     with pytest.raises(ValueError, match="runs must be at least 1"):
         bench(tiny_bundle, runs=0)
+
+
+def die(*job: object) -> None:
+    """What a process does for which there is no memory."""
+    os._exit(137)
+
+
+def test_an_engine_whose_process_dies_is_told_and_not_waited_for(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samdistill.bench._timed", die)
+    (one,) = bench(tiny_bundle, runs=1)
+    assert "its process died" in str(one.error)
 
 
 def test_an_engine_of_tensorrt_is_proved_before_it_is_timed_and_its_memory_is_the_gpus(
