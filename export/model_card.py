@@ -99,7 +99,8 @@ def _parity(engine: EngineRecord) -> str:
     found = engine.parity
     if not found:
         return f"| {engine.model} | {engine.runtime} {engine.precision} | not run: no GPU was there | | | |"
+    name = f"{engine.runtime} {engine.precision}" + ("" if engine.verified else ", unverified")
     return (
-        f"| {engine.model} | {engine.runtime} {engine.precision} | {found['masks']} | "
+        f"| {engine.model} | {name} | {found['masks']} | "
         f"{found['mean_dice']:.5f} | {found['low_dice']:.5f} | {found['flips']} |"
     )

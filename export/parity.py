@@ -154,6 +154,11 @@ class ParityReport:
         """
         return self.pytorch_truth_dice is not None and self.pytorch_truth_dice >= LEAST_TRUTH_DICE
 
+    @property
+    def verified(self) -> bool:
+        """Whether passing says that masks hold: in low precision only where they mean anything."""
+        return self.precision == "fp32" or self.telling
+
     def require(self) -> None:
         """Stop here unless the gate is passed.
 

@@ -189,7 +189,7 @@ def with_plans(
             replace(
                 record,
                 parity=report.to_dict(),
-                verified=one.precision == "fp32" or report.telling,
+                verified=report.verified,
                 max_probability_difference=allowed[0],
                 max_changed_pixels=allowed[1],
                 latency_ms=latencies_ms([engine], trial.example)[0],

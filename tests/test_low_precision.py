@@ -249,6 +249,14 @@ def test_every_engine_gives_nearly_the_same_masks_and_says_what_computes(bundle:
 
 
 @openvino
+def test_people_are_told_which_engines_are_unverified(bundle: Path) -> None:
+    card, page = ((bundle / name).read_text() for name in ("MODEL_CARD.md", "parity.html"))
+    assert "onnxruntime fp16, unverified |" in card
+    assert "onnxruntime fp32 |" in card
+    assert "yes, unverified" in page
+
+
+@openvino
 def test_auto_takes_the_fastest_that_was_proved(bundle: Path, tmp_path: Path) -> None:
     """Low precisions of a student that nothing is known of are not proved, however fast they are."""
     opened = Bundle.open(bundle)

@@ -95,7 +95,11 @@ def export(
         return
     print(f"{made.path}: {made.bytes / 1e6:.1f} MB, sha256 {made.sha256}")
     for report in made.parity:
-        judged = "left out" if report.failures() else "equal to PyTorch"
+        judged = "equal to PyTorch"
+        if report.failures():
+            judged = "left out"
+        elif not report.verified:
+            judged = "unverified, since PyTorch's own masks tell nothing,"
         print(
             f"{report.model} {report.precision} in {report.runtime}: {judged} on {report.images} "
             f"validation images, mean mask Dice {report.mean_dice:.5f} (worst {report.worst_dice:.5f})"
