@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 import re
@@ -11,6 +12,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Literal
 
 from samdistill._version import __version__
@@ -18,7 +20,7 @@ from samdistill.errors import DeviceUnavailable
 from samdistill.plans import cache_folder, plans_folder
 from samdistill.runtime import PACKAGES, PLANNED, RUNTIMES, is_installed
 from samdistill.runtime.cuda import find_gpu, nvidia_driver
-from samdistill.runtime.onnxruntime import cuda_built_for, installed_wheels
+from samdistill.runtime.onnxruntime import cuda_built_for, installed_wheels, preload_cuda
 from samdistill.runtime.tensorrt import library_version
 
 Status = Literal["ok", "note", "wrong"]
@@ -93,8 +95,9 @@ def _runtimes() -> list[Finding]:
         elif is_installed(runtime):
             found.append(Finding(f"runtime {runtime}", "ok", f"{PACKAGES[runtime]} is there"))
         else:
+            extra = "cpu" if runtime == "onnxruntime" else runtime
             found.append(
-                Finding(f"runtime {runtime}", "note", "not installed", f"pip install 'samdistill[{runtime}]'")
+                Finding(f"runtime {runtime}", "note", "not installed", f"pip install 'samdistill[{extra}]'")
             )
     return found
 
@@ -139,15 +142,16 @@ def _gpu() -> list[Finding]:
         ]
     try:
         major = cuda_built_for().split(".")[0]
+        preload_cuda()  # as an engine does, before it asks for what is missing
     except DeviceUnavailable as error:
         return [*found, Finding("CUDA in ONNX Runtime", "wrong", str(error), "see above")]
-    torch_cuda = re.search(r"\+cu(\d+)\d$", _version("torch") or "")
-    if torch_cuda and torch_cuda[1] != major:
+    torch_cuda = _torch_cuda()
+    if torch_cuda is not None and torch_cuda != major:
         found.append(
             Finding(
                 "CUDA major version",
                 "note",
-                f"onnxruntime-gpu wants CUDA {major}, torch brings CUDA {torch_cuda[1]}",
+                f"onnxruntime-gpu wants CUDA {major}, torch brings CUDA {torch_cuda}",
                 f"pip install nvidia-cuda-runtime-cu{major} nvidia-cublas-cu{major} nvidia-cudnn-cu{major}",
             )
         )
@@ -186,6 +190,19 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _torch_cuda() -> str | None:
+    """The major version of the CUDA that torch was built for, without importing it.
+
+    In its own words, since the version of its usual wheel does not tell.
+    """
+    spec = importlib.util.find_spec("torch")
+    file = Path(spec.origin).with_name("version.py") if spec is not None and spec.origin else None
+    if file is None or not file.is_file():
+        return None
+    told = re.search(r"^cuda\b.*=\s*['\"](\d+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return None if told is None else told[1]
 
 
 def _loads(library: str) -> bool:

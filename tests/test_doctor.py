@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_gpu
 import pytest
@@ -46,34 +48,63 @@ def test_both_wheels_or_none_are_wrong(
     assert words in found.cure
 
 
-def gpu_machine(monkeypatch: pytest.MonkeyPatch, *, torch: str, missing: tuple[str, ...] = ()) -> None:
+def gpu_machine(monkeypatch: pytest.MonkeyPatch, *, torch: str | None, missing: tuple[str, ...] = ()) -> None:
     monkeypatch.setattr(doctor, "installed_wheels", lambda: ["onnxruntime-gpu"])
     monkeypatch.setattr(doctor, "nvidia_driver", lambda: "NVIDIA L4, 580.1")
     monkeypatch.setattr(doctor, "cuda_built_for", lambda: "13.0")
-    monkeypatch.setattr(doctor, "_version", lambda name: torch if name == "torch" else None)
-    monkeypatch.setattr(doctor, "_loads", lambda library: library not in missing)
+    monkeypatch.setattr(doctor, "_torch_cuda", lambda: torch)
+    loaded: list[bool] = []
+    monkeypatch.setattr(doctor, "preload_cuda", lambda: loaded.append(True))
+    monkeypatch.setattr(doctor, "_loads", lambda library: bool(loaded) and library not in missing)
 
 
 def test_a_cuda_major_mismatch_and_missing_libraries_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu_machine(monkeypatch, torch="2.13.0+cu126", missing=("libcudnn.so.9",))
+    gpu_machine(monkeypatch, torch="12", missing=("libcudnn.so.9",))
     found = by_name()
     assert found["CUDA major version"].detail == "onnxruntime-gpu wants CUDA 13, torch brings CUDA 12"
     assert found["CUDA libraries"].status == "wrong"
     assert "libcudnn.so.9 cannot be loaded" in found["CUDA libraries"].detail
-    gpu_machine(monkeypatch, torch="2.13.0+cu130")
+    gpu_machine(monkeypatch, torch="13")
     found = by_name()
     assert "CUDA major version" not in found
     assert found["CUDA libraries"].status == "ok"
 
 
+@pytest.mark.parametrize(
+    ("line", "major"),
+    [("cuda: Optional[str] = '12.8'", "12"), ("cuda = '13.0'", "13"), ("cuda = None", None)],
+)
+def test_torchs_cuda_is_read_where_its_version_does_not_tell(
+    line: str, major: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\n{line}\nhip = None\n")
+    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    assert doctor._torch_cuda() == major
+
+
+def test_every_extra_that_a_cure_names_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "is_installed", lambda runtime: False)
+    assert by_name()["runtime onnxruntime"].cure == "pip install 'samdistill[cpu]'"
+
+
+def test_a_driver_that_hangs_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*arguments: object, **options: object) -> None:
+        raise subprocess.TimeoutExpired("nvidia-smi", 30)
+
+    monkeypatch.setattr(shutil, "which", lambda tool: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert nvidia_driver() is None
+
+
 def test_a_gpu_wheel_without_a_driver_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu_machine(monkeypatch, torch="2.13.0")
+    gpu_machine(monkeypatch, torch=None)
     monkeypatch.setattr(doctor, "nvidia_driver", lambda: None)
     assert by_name()["NVIDIA driver"].status == "wrong"
 
 
 def test_the_cpu_wheel_beside_a_gpu_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu_machine(monkeypatch, torch="2.13.0")
+    gpu_machine(monkeypatch, torch=None)
     monkeypatch.setattr(doctor, "installed_wheels", lambda: ["onnxruntime"])
     assert "samdistill[gpu]" in by_name()["CUDA in ONNX Runtime"].cure
 

@@ -102,7 +102,10 @@ def nvidia_driver() -> str | None:
     if tool is None:
         return None
     query = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs is none
+        return None
     lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     return "; ".join(lines) if done.returncode == 0 and lines else None
 

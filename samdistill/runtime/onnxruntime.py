@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
@@ -66,6 +68,20 @@ def cuda_built_for() -> str:
     return str(getattr(_library(), "cuda_version", ""))
 
 
+def preload_cuda() -> None:
+    """Load CUDA's libraries from NVIDIA's wheels, where these are installed, and print nothing.
+
+    Raises
+    ------
+    DeviceUnavailable
+        When none or both of the wheels are installed.
+    """
+    library = _library()
+    if hasattr(library, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # standard output is the command's
+            library.preload_dlls()
+
+
 class OnnxRuntimeEngine:
     """A network in ONNX Runtime; an `Engine`.
 
@@ -105,8 +121,8 @@ class OnnxRuntimeEngine:
             options.add_external_initializers_from_files_in_memory(
                 list(network.data), list(network.data.values()), [len(one) for one in network.data.values()]
             )
-        if device.kind == "cuda" and hasattr(library, "preload_dlls"):
-            library.preload_dlls()
+        if device.kind == "cuda":
+            preload_cuda()
         # Without TF32, which ONNX Runtime would take for fp32 on a GPU.
         on_gpu = {"device_id": device.index, "use_tf32": 0}
         chosen = (self.provider, on_gpu) if device.kind == "cuda" else self.provider
