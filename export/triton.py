@@ -48,7 +48,7 @@ class Tensor:
     shape: tuple[int, ...]
 
 
-def write_repository(bundle: Path | str, out: Path) -> list[str]:
+def write_repository(bundle: Path | str, out: Path, *, expect_sha256: str | None = None) -> list[str]:
     """Write the repository.
 
     Parameters
@@ -57,6 +57,8 @@ def write_repository(bundle: Path | str, out: Path) -> list[str]:
         A published bundle.
     out
         A new or empty folder.
+    expect_sha256
+        As for `Predictor.load`.
 
     Returns
     -------
@@ -70,7 +72,7 @@ def write_repository(bundle: Path | str, out: Path) -> list[str]:
     BundleError
         When a graph's tensors are not those the manifest speaks of.
     """
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, expect_sha256=expect_sha256)
     check_place(out)
     name = re.sub(r"[^A-Za-z0-9_-]", "_", opened.manifest.name)
     parts: list[Part] = ["student"]

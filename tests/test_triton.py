@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,6 +21,8 @@ from bundles import colours, rewrite
 from small_sam import small_teacher
 from teacher_bundles import give_teacher
 
+from samdistill.bundle import Bundle
+from samdistill.engines import OpenedPart
 from samdistill.errors import BundleError, UsageError
 from samdistill.export.triton import write_repository
 from samdistill.predictor import Predictor
@@ -296,6 +299,30 @@ def test_a_bad_request_is_answered_with_what_is_wrong_and_the_next_is_served(
     assert message in response.error
     assert response.tensors == []
     assert ask(model, server, colours()).error is None
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "both"),
+    [(None, None, None), (None, 0.1, 0.1), (0.25, None, 0.25), (0.25, 0.5, 0.75), (0.75, 0.75, 1.0)],
+)
+def test_a_teacher_may_be_off_by_what_its_encoder_and_its_decoder_may(
+    tiny_bundle: Path, encoder: Any, decoder: Any, both: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("pb_utils"))
+    monkeypatch.delitem(sys.modules, "samdistill.triton", raising=False)
+    served = importlib.import_module("samdistill.triton")
+    (record,) = Bundle.open(tiny_bundle).manifest.engines
+    engines = {
+        part: OpenedPart(None, replace(record, model=part, max_changed_pixels=allowed))  # type: ignore[arg-type]
+        for part, allowed in (("encoder", encoder), ("decoder", decoder))
+    }
+    found = served._both(engines).record
+    assert (found.model, found.max_changed_pixels, found.max_probability_difference) == (
+        "encoder",
+        both,
+        None,
+    )
+    sys.modules.pop("samdistill.triton")
 
 
 def test_a_server_that_computes_otherwise_gives_no_masks(

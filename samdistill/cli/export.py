@@ -86,7 +86,7 @@ def export(
             include_images=include_images,
             progress=progress,
         )
-    served = [] if triton is None else write_repository(made.path, triton)
+    served = [] if triton is None else write_repository(made.path, triton, expect_sha256=made.sha256)
     if json:
         import json as json_
 
