@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -220,7 +221,7 @@ def _records() -> Iterator[tuple[Path, dict[str, Any]]]:
 def _parse(record: Path) -> dict[str, Any]:
     try:
         values = json.loads(record.read_bytes())
-        if isinstance(values["key"], dict) and isinstance(values["sha256"], str):
+        if isinstance(values["key"], dict) and re.fullmatch("[0-9a-f]{64}", values["sha256"]):
             return dict(values)
     except (ValueError, KeyError, TypeError):
         pass

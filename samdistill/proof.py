@@ -56,6 +56,10 @@ def golden_results(
             )
         results.append(replace(result, engine=name))
     if opened.plan is not None and not opened.plan.proved:
+        if not results:
+            raise BundleError(
+                f"golden must hold a case for the {opened.record.model}, or its plan cannot be proved."
+            )
         opened.plan.keep()
     return results
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from samdistill.bundle import Bundle
 from samdistill.bundled_teacher import golden_result
 from samdistill.engines import candidates, open_part, open_record
-from samdistill.errors import DeviceUnavailable
+from samdistill.errors import BundleError, DeviceUnavailable
 from samdistill.golden import GoldenResult
 from samdistill.manifest import Part
 from samdistill.predictor import Predictor
@@ -76,6 +76,9 @@ def verify(
     unavailable: list[str] = []
     results: list[GoldenResult] = []
     for part in parts:
+        kind = "student" if part == "student" else "teacher"
+        if all(case.part != kind for case in manifest.golden):
+            raise BundleError(f"golden must hold a case of the {kind}, or nothing proves its {part}.")
         own = list(_results(opened, part, device, runtime, unavailable))
         results += own
         if not own:  # says why

@@ -240,6 +240,21 @@ def test_a_plan_that_fails_its_golden_cases_is_neither_used_nor_kept(
     assert list(cache.glob("*.plan")) == list(cache.glob("*.json")) == []
 
 
+def test_a_plan_that_no_golden_case_proves_is_neither_used_nor_kept(
+    tiny_bundle: Path, machine: Machine, cache: Path
+) -> None:
+    bundle = with_engine(tiny_bundle)
+
+    def edit(values: dict[str, Any]) -> None:
+        for case in values["golden"]:
+            case["part"] = "teacher"
+
+    rewrite(bundle, edit)
+    with pytest.raises(BundleError, match="its plan cannot be proved"):
+        Predictor.load(bundle, "cuda")
+    assert list(cache.glob("*.plan")) == list(cache.glob("*.json")) == []
+
+
 def test_a_plan_changed_in_the_cache_is_refused(tiny_bundle: Path, machine: Machine, cache: Path) -> None:
     bundle = with_engine(tiny_bundle)
     Predictor.load(bundle, "cuda")
@@ -251,9 +266,10 @@ def test_a_plan_changed_in_the_cache_is_refused(tiny_bundle: Path, machine: Mach
     plan.unlink()
     Predictor.load(bundle, "cuda")
     (record,) = cache.glob("*.json")
-    record.write_text("{}")
-    with pytest.raises(BundleError, match="is no record of a plan"):
-        Predictor.load(bundle, "cuda")
+    for text in ("{}", '{"key": {}, "sha256": "../../elsewhere"}'):
+        record.write_text(text)
+        with pytest.raises(BundleError, match="is no record of a plan"):
+            Predictor.load(bundle, "cuda")
 
 
 def test_two_that_keep_the_same_plan_at_once_do_not_mix(

@@ -194,6 +194,16 @@ class Evil:
         return Path.touch, (self.trace,)
 
 
+def test_a_bundle_whose_cases_prove_nothing_of_the_student_does_not_verify(tiny_bundle: Path) -> None:
+    def edit(values: dict[str, Any]) -> None:
+        for case in values["golden"]:
+            case["part"] = "teacher"
+
+    rewrite(tiny_bundle, edit)
+    with pytest.raises(BundleError, match="golden must hold a case of the student"):
+        verify(tiny_bundle)
+
+
 def test_a_golden_case_is_never_unpickled(tiny_bundle: Path, tmp_path: Path) -> None:
     evil = np.array([Evil(tmp_path / "trace")], dtype=object)
     np.savez(tiny_bundle / "golden" / "xray.npz", pixels=evil, masks=evil, probability_maps=evil)
