@@ -36,7 +36,7 @@ from samdistill.export.pieces import (
     teacher_record,
 )
 from samdistill.io.dataset import Case
-from samdistill.io.files import atomic_folder, sync_folder
+from samdistill.io.files import atomic_folder, sha256_file, sync_folder
 from samdistill.manifest import (
     MANIFEST,
     SCHEMA,
@@ -142,6 +142,7 @@ def export_run(
         parts["validation"],
         Path(out),
         teacher=None if teacher is None else load_teacher(teacher),
+        teacher_licence="not stated" if teacher is None else licence_of(teacher),
         prompts=prompts or opened.config.refine_or_default,
         force=force,
         name=name,
@@ -160,6 +161,7 @@ def publish(
     out: Path,
     *,
     teacher: Teacher | None = None,
+    teacher_licence: str = "not stated",
     prompts: RefineConfig = refine.MINE,
     force: bool = False,
     name: str | None = None,
@@ -184,6 +186,8 @@ def publish(
         The bundle's folder.
     teacher
         On the CPU; None leaves it out.
+    teacher_licence
+        Under which the teacher's weights may be used.
     prompts
         How the student's answer is put to the teacher.
     force
@@ -228,7 +232,7 @@ def publish(
     ]
     record = None
     if teacher is not None:
-        record = teacher_record(teacher, licence_of(teacher))
+        record = teacher_record(teacher, teacher_licence)
         pieces.append(
             teacher_piece(
                 teacher,
@@ -342,11 +346,14 @@ def _replace(staging: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def licence_of(teacher: Teacher) -> str:
-    """Licence of a teacher's weights, where it is known."""
-    if teacher.name == "tiny":
+def licence_of(teacher: str) -> str:
+    """Licence of the weights that words for `load_teacher` name; of a file's where it is the official one."""
+    if teacher == "tiny":
         return "Apache-2.0"
-    return KNOWN[teacher.name].licence if teacher.name in KNOWN else "not stated"
+    if teacher in KNOWN:
+        return KNOWN[teacher].licence
+    sha256 = sha256_file(Path(teacher.partition(":")[2] or teacher))
+    return next((one.licence for one in KNOWN.values() if one.sha256 == sha256), "not stated")
 
 
 def _record(path: str, content: bytes) -> FileRecord:

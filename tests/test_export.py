@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from samdistill import phantoms
 from samdistill.bundle import Bundle
 from samdistill.cli.export import export as command
 from samdistill.errors import BundleError, InputRejected, UsageError
-from samdistill.export.bundle import Published, Source, export_run, publish
+from samdistill.export.bundle import Published, Source, export_run, licence_of, publish
 from samdistill.export.golden import make_golden, unapply
 from samdistill.export.onnx import export_onnx, with_fixed_padding
 from samdistill.export.parity import ParityError, StudentReference
@@ -34,6 +36,7 @@ from samdistill.io.dataset import Case, open_dataset
 from samdistill.phantoms.folder import write
 from samdistill.predictor import Predictor
 from samdistill.runtime import Engine, open_engine
+from samdistill.teacher.checkpoints import KNOWN
 from samdistill.train.config import load_config
 from samdistill.train.launch import train
 from samdistill.train.run import Run
@@ -305,6 +308,20 @@ def test_what_is_no_bundle_is_never_touched(cases: list[Case], tmp_path: Path, f
 def test_an_empty_folder_may_become_a_bundle(cases: list[Case], tmp_path: Path) -> None:
     publish(source(), cases, tmp_path)
     verify(tmp_path)
+
+
+def test_the_licence_of_weights_from_a_file_is_told_of_the_official_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "sam_vit_b.pth"
+    file.write_bytes(b"weights of one's own")
+    for words in (str(file), f"sam_vit_b:{file}"):
+        assert licence_of(words) == "not stated"
+    for words in ("tiny", "sam_vit_b"):
+        assert licence_of(words) == "Apache-2.0"
+    official = replace(KNOWN["sam_vit_b"], sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+    monkeypatch.setitem(KNOWN, "sam_vit_b", official)
+    assert licence_of(str(file)) == "Apache-2.0"
 
 
 def test_a_run_without_validation_images_is_not_published(tmp_path: Path) -> None:
