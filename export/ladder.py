@@ -102,16 +102,22 @@ def climb(
     climber = _Climber(trial, openvino, floor)
     for report in climber.attempt("fp32"):
         report.require()
+    tried: set[Precision] = set()
     for wanted in precisions:
         if wanted == "int8" and trial.quantize is None:
             continue
         for step in LADDER[LADDER.index(wanted) :]:
             if step in climber.done:
                 break
+            if step in tried:  # and said to be wanting
+                continue
+            tried.add(step)
             try:
                 failed = [report for report in climber.attempt(step) if report.failures()]
             except (DeviceUnavailable, BundleError) as error:
                 say(f"{trial.part} {step} cannot run here: {error}")
+                if step in climber.done:  # in the runtime before
+                    break
                 continue
             for report in failed:
                 reasons = "; ".join(report.failures())
@@ -151,6 +157,7 @@ class _Climber:
             )
             report = trial.measure(engine, precision)
             reports.append(report)
+            self.reports.append(report)
             if report.failures():
                 continue
             record = EngineRecord(
@@ -167,7 +174,6 @@ class _Climber:
             self.done.add(precision)
             if content is not trial.content:
                 self.files[file] = content
-        self.reports += reports
         return reports
 
     def _graph(self, precision: Precision) -> bytes:

@@ -187,8 +187,9 @@ def test_what_fails_steps_up_until_something_passes_and_says_so(
     monkeypatch.setattr(StudentReference, "measure", spoil("int8", "fp16"))
     told = Told()
     made = publish(
-        source(), cases, tmp_path / "b", engines=Engines(("int8",)), calibration=cases, progress=told
+        source(), cases, tmp_path / "b", engines=Engines(("int8", "fp16")), calibration=cases, progress=told
     )
+    assert [one.precision for one in made.parity] == ["fp32", "int8", "fp16", "mixed"]  # none tried twice
     said = "\n".join(told.lines)
     for words in (
         "student int8 in onnxruntime fails the gate and stays out: the mean mask Dice is 0.9000",
