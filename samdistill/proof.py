@@ -1,4 +1,4 @@
-"""Golden cases as a proof: an engine that was built for this machine is used only once they come out on it.
+"""Golden cases as a proof: what may compute otherwise on this machine is used once they come out on it.
 
 Knows no image: whoever runs the network computes a case.
 """
@@ -40,6 +40,9 @@ def golden_results(
         When one cannot be computed, or comes out otherwise.
     """
     name = f"{opened.record.model}: {opened}"
+    cure = "Do not use this bundle; export it again."
+    if opened.record.precision != "fp32":
+        cure = "Do not use this engine here: name another precision, or export the bundle again."
     results = []
     for record in golden_records(bundle, opened.record):
         try:
@@ -52,7 +55,7 @@ def golden_results(
                 f"probabilities differ by {result.max_probability_difference:.3g} "
                 f"(at most {record.max_probability_difference:.3g}), "
                 f"{result.changed_pixels:.2%} of a mask's pixels (at most {record.max_changed_pixels:.2%}). "
-                "Do not use this bundle; export it again."
+                f"{cure}"
             )
         results.append(replace(result, engine=name))
     if opened.plan is not None and not opened.plan.proved:
@@ -65,9 +68,11 @@ def golden_results(
 
 
 def prove(bundle: Bundle, opened: OpenedPart, compute: Callable[[GoldenRecord], GoldenResult]) -> None:
-    """Hold a plan that is new to this machine against the golden cases; errors as for `golden_results`.
+    """Hold a plan that is new to this machine, or int8, against the golden cases, as `golden_results`.
 
-    Does nothing for engines without a plan, and for plans that were kept.
+    A processor without instructions for int8 may saturate sums that the exporting one did not, and no library
+    says so. Does nothing for other engines without a plan, and for plans that were kept.
     """
-    if opened.plan is not None and not opened.plan.proved:
+    new = opened.plan is not None and not opened.plan.proved
+    if new or (opened.plan is None and opened.record.precision == "int8"):
         golden_results(bundle, opened, compute)

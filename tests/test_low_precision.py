@@ -276,6 +276,22 @@ def test_auto_takes_the_fastest_that_was_proved(bundle: Path, tmp_path: Path) ->
     assert Predictor.load(copy, runtime="openvino").runtime == "openvino"
 
 
+def test_int8_is_held_against_the_golden_cases_whenever_it_is_opened(bundle: Path, tmp_path: Path) -> None:
+    """As on a processor that saturates: the graph is right, its answers are not what they were at export."""
+    import shutil
+
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    model = onnx.load(copy / "student.int8.onnx")
+    bias = next(t for t in model.graph.initializer if t.name.endswith("bias_quantized"))
+    values = onnx.numpy_helper.to_array(bias)
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full_like(values, 2**30), bias.name))
+    onnx.save(model, copy / "student.int8.onnx")
+    rewrite(copy)
+    with pytest.raises(BundleError, match=r"otherwise on student: onnxruntime int8.*name another precision"):
+        Predictor.load(copy, runtime="onnxruntime", precision="int8")
+    assert Predictor.load(copy, runtime="onnxruntime", precision="fp32").predict(colours(64, 64)).masks.any()
+
+
 @openvino
 def test_verify_computes_the_golden_cases_on_every_engine_and_finds_a_forged_one(
     bundle: Path, tmp_path: Path
