@@ -62,7 +62,7 @@ TOLERANCES = {
     "fp32": Tolerances(min_mean_dice=0.999, max_relative_difference=0.001),
     "bf16": Tolerances(min_mean_dice=0.995, max_relative_difference=0.25),
     "fp16": Tolerances(min_mean_dice=0.995, max_relative_difference=0.05),
-    "mixed": Tolerances(min_mean_dice=0.995, max_relative_difference=0.25),
+    "mixed": Tolerances(min_mean_dice=0.995, max_relative_difference=0.05),
     "int8": Tolerances(min_mean_dice=0.995, max_relative_difference=0.5),
 }
 
