@@ -197,28 +197,30 @@ def draw(name: str, rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     shares = sorted({row["share"] for row in rows})
-    height = 0.9 + 0.24 * max(sum(row["share"] == share for row in rows) for share in shares)
+    methods = [method for method in METHODS if any(row["method"] == method for row in rows)][::-1]
+    height = 0.9 + 0.24 * len(methods)
     figure = Figure(figsize=(2.4 + 3.2 * len(shares), height), layout="constrained")
     panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
     for axes, share in zip(panels, shares, strict=True):
-        own = [row for row in rows if row["share"] == share][::-1]
-        places = range(len(own))
+        own = [row for row in rows if row["share"] == share]
+        # A share may lack methods: a place belongs to a method in all panels.
+        places = [methods.index(row["method"]) for row in own]
         axes.errorbar(
             [row["dice"] for row in own], places, xerr=[row["deviation"] or 0 for row in own],
             fmt="o", capsize=3, color="#1f4e79",
         )  # fmt: skip
         axes.axvline(next(row["dice"] for row in own if row["method"] == "supervised"), color="0.6", lw=1)
-        axes.set_ylim(-0.6, len(own) - 0.4)
+        axes.set_ylim(-0.6, len(methods) - 0.4)
         most = max(row["seeds"] for row in own)
         # A method of fewer splits is not to be compared by its mean: it says so, and is drawn hollow.
         for place, row in zip(places, own, strict=True):
             if row["seeds"] < most:
                 axes.plot(row["dice"], place, "o", mfc="white", color="#1f4e79", zorder=3)
-        names = [
-            row["method"] + (f" ({row['seeds']} of {most} splits)" if row["seeds"] < most else "")
-            for row in own
-        ]
-        axes.set_yticks(places, names)
+                axes.annotate(
+                    f"{row['seeds']} of {most} splits", (row["dice"], place), xytext=(0, 5), fontsize=7,
+                    textcoords="offset points", ha="center",
+                )  # fmt: skip
+        axes.set_yticks(range(len(methods)), methods)
         axes.set(xlabel="Dice, mean and sd over seeds", title=f"{name}, {100 * share:g} % of the labels")
         axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)
