@@ -172,6 +172,19 @@ def test_resuming_redoes_what_changed_and_nothing_else(tiny_bundle: Path, tmp_pa
     assert redone(contours=True) == ([], 8)
 
 
+def test_an_old_record_takes_no_mask_of_a_file_that_is_kept(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    fill(folder, 2)
+    predictor = Predictor.load(tiny_bundle)
+    segment_all(predictor, gather([str(folder)], out), out)
+    first, second = (json.loads(line) for line in (out / "results.jsonl").read_text().splitlines())
+    first |= {"files": second["files"], "input_sha256": "0" * 64}  # as where both masks were empty, long ago
+    (out / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (first, second)))
+    summary, _ = segment_all(predictor, gather([str(folder)], out), out, resume=True)
+    assert (summary.kept, summary.done) == (1, 1)
+    assert all((out / name).is_file() for name in ("000.png", "001.png"))
+
+
 def test_shards_share_the_files_out_and_keep_their_own_lists(tiny_bundle: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     fill(folder, 7)

@@ -236,11 +236,12 @@ def remove_stale(
     file that is an input. What an earlier run wrote elsewhere, with other options or another bundle, goes by
     its record.
     """
-    planned = {file for source in sources if source in outputs for file in outputs[source].files}
-    for source in sources:
-        record = earlier.get(str(source.relative))
-        if record is not None:
-            _remove_recorded(record, out, planned | {source.path})
+    found = [record for source in sources if (record := earlier.get(str(source.relative))) is not None]
+    if found:
+        inputs_and_outputs = {source.path for source in (*sources, *outputs)}
+        inputs_and_outputs.update(file for one in outputs.values() for file in one.files)
+        for record in found:
+            _remove_recorded(record, out, inputs_and_outputs)
     missing = [source for source in sources if source not in outputs]
     inputs = {source.path.resolve() for source in outputs} if missing else set()
     names: dict[Path, set[str]] = {}
@@ -261,12 +262,13 @@ def remove_stale(
 
 def _remove_recorded(record: Record, out: Path, spared: Collection[Path]) -> None:
     """Remove the files of a record that still are what it says; a list may come from anywhere."""
+    root = out.resolve()
     for name, sha256 in (record.files or {}).items():
         file = out / name
         if file in spared or file.parent in spared:
             continue
         with contextlib.suppress(OSError, ValueError):
-            if file.resolve().is_relative_to(out.resolve()) and sha256_file(file) == sha256:
+            if file.resolve().is_relative_to(root) and sha256_file(file) == sha256:
                 file.unlink()
                 if file.parent != out:
                     file.parent.rmdir()  # a video's, once it is empty
