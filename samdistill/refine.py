@@ -22,6 +22,7 @@ from samdistill.errors import UsageError
 from samdistill.geometry import map_boxes, map_points, resize_maps
 from samdistill.metrics import dice_per_class
 from samdistill.prompts import Extraction, PromptConfig, Prompts, extract_with_masks
+from samdistill.teacher_frame import Preprocessing
 
 Pass = Literal["all", "box", "points", "positive-points"]
 
@@ -215,8 +216,10 @@ def answer_all(
     return refinements
 
 
-def boxes_alone(config: RefineConfig) -> RefineConfig:
-    """The same for a teacher that takes nothing but boxes (MedSAM): one pass, the box, wanted or not."""
+def suited(config: RefineConfig, preprocessing: Preprocessing) -> RefineConfig:
+    """The same as this teacher can be asked: MedSAM, which takes boxes alone, for the box in one pass."""
+    if preprocessing != "medsam":
+        return config
     return replace(config, prompts=replace(config.prompts, box=True), first_pass="box", second_pass="none")
 
 

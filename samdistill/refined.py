@@ -21,7 +21,7 @@ from samdistill.components import clean, without_overlap
 from samdistill.manifest import CleaningRule, Manifest
 from samdistill.metrics import dice
 from samdistill.prompts import Extraction, Prompts, extract_with_masks
-from samdistill.refine import RefineConfig, Refinement, answer_all, boxes_alone, select
+from samdistill.refine import RefineConfig, Refinement, answer_all, select, suited
 
 Kept = Literal["empty", "unprompted", "unanswered", "doubtful"]
 JITTER = 0.05  # of a box's sides, or of what a set without one covers
@@ -210,8 +210,7 @@ def config_of(manifest: Manifest) -> RefineConfig:
     """How a bundle's student prompts its teacher; MedSAM gets the boxes alone, whatever the bundle says."""
     assert manifest.prompts is not None
     assert manifest.teacher is not None
-    boxes_only = manifest.teacher.preprocessing == "medsam"
-    return boxes_alone(manifest.prompts) if boxes_only else manifest.prompts
+    return suited(manifest.prompts, manifest.teacher.preprocessing)
 
 
 def _final(

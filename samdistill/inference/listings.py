@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from samdistill.inference.outputs import Options
-from samdistill.inference.records import RESULTS
+from samdistill.inference.records import RESULTS, unfinished_of
 from samdistill.io.contours import coco_annotation
 from samdistill.io.files import atomic_write, remove_leftovers
 from samdistill.io.measurements import Measurement
@@ -33,7 +33,7 @@ def set_aside_whole_lists(out: Path) -> None:
     `--resume` still finds the records, as if that run had been killed.
     """
     with contextlib.suppress(FileNotFoundError):  # another shard may come first
-        (out / RESULTS).replace(out / f".{RESULTS}.partial")
+        (out / RESULTS).replace(unfinished_of(out / RESULTS))
     for file in (MEASUREMENTS, COCO):
         (out / file).unlink(missing_ok=True)
 

@@ -193,6 +193,11 @@ class Journal:
         self._file.close()
 
 
+def unfinished_of(results: Path) -> Path:
+    """Where the records of a run lie that has not ended, or was killed; `earlier_records` finds them."""
+    return results.with_name(f".{results.name}.partial")
+
+
 @contextmanager
 def journal(results: Path, kept: Mapping[int, Record]) -> Iterator[Journal]:
     """Open the journal beside results.jsonl; when the block ends well it becomes results.jsonl.
@@ -205,7 +210,7 @@ def journal(results: Path, kept: Mapping[int, Record]) -> Iterator[Journal]:
         Number of the source -> the record of an earlier run that still holds. They are written before the
         earlier lists go, so that a kill forgets nothing.
     """
-    unfinished = results.with_name(f".{results.name}.partial")
+    unfinished = unfinished_of(results)
     fresh = results.with_name(f".{results.name}.new")
     opened = Journal(fresh)
     try:

@@ -310,7 +310,7 @@ def require_plain_file(path: Path) -> None:
 def _looks_like_dicom(path: Path) -> bool:
     start, mark = _DICOM_MARK
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        if not path.is_file():
             return False
         with path.open("rb") as file:
             return file.read(start + len(mark))[start:] == mark

@@ -21,7 +21,7 @@ from samdistill.errors import InputRejected
 from samdistill.io.dataset import Case
 from samdistill.metrics import dice_per_class, iou_per_class
 from samdistill.prompts import Prompts
-from samdistill.refine import MINE, RefineConfig, boxes_alone, refine
+from samdistill.refine import MINE, RefineConfig, refine, suited
 from samdistill.statistics import Estimate, bootstrap_mean, paired_difference
 from samdistill.teacher import Embedding, Teacher
 from samdistill.teacher.cache import EmbeddingCache
@@ -143,7 +143,7 @@ class Assessor:
         masks, boxes = self._from_truth(embedding, truth, np.random.default_rng(list(digest)))
         if self.student is not None:
             (maps,) = predict_maps(self.student, [image], self.size, 1)
-            config = boxes_alone(self.config) if self._boxes_only else self.config
+            config = suited(self.config, self.teacher.preprocessing)
             masks["student"] = maps > 0.5
             masks["refined"] = refine(self.teacher, [embedding], [maps], config)[0].masks
         present = truth.any(axis=(1, 2))

@@ -34,7 +34,7 @@ from samdistill.io.images import write_mask
 from samdistill.io.masks import MaskCode
 from samdistill.io.stack import format_of, open_stack, stem
 from samdistill.prompts import Prompts
-from samdistill.refine import RefineConfig, Refinement, boxes_alone
+from samdistill.refine import RefineConfig, Refinement, suited
 from samdistill.teacher import Teacher
 from samdistill.teacher.cache import EmbeddingCache
 from samdistill.train.config import PseudoConfig
@@ -158,8 +158,8 @@ def write_folder(
     UsageError
         When `out` holds anything else.
     """
-    if teacher is not None and teacher.preprocessing == "medsam":
-        config = boxes_alone(config)
+    if teacher is not None:
+        config = suited(config, teacher.preprocessing)
     _begin(run, cases, out, _settings(run, teacher, config, filters))
     student = run.load_student().to(device)
     refiner: Refiner

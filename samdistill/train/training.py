@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from samdistill.errors import InputRejected
 from samdistill.io.dataset import Case, open_dataset
 from samdistill.io.splits import Split
-from samdistill.refine import RefineConfig, boxes_alone
+from samdistill.refine import RefineConfig, suited
 from samdistill.teacher import Teacher, load_teacher
 from samdistill.teacher.cache import EmbeddingCache, default_folder
 from samdistill.train.config import AugmentConfig
@@ -122,8 +122,7 @@ class Training:
     @property
     def refine(self) -> RefineConfig:
         """How the student's answers are put to the teacher: as configured, but to MedSAM as boxes alone."""
-        config = self.config.refine_or_default
-        return boxes_alone(config) if self.teacher.preprocessing == "medsam" else config
+        return suited(self.config.refine_or_default, self.teacher.preprocessing)
 
     @cached_property
     def embedded(self) -> EmbeddedCases:
