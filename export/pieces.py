@@ -14,6 +14,7 @@ from torch import nn
 from samdistill.arrays import Image
 from samdistill.bundled_teacher import BundledTeacher, answered
 from samdistill.errors import DeviceUnavailable, InputRejected
+from samdistill.evaluation import channel_order
 from samdistill.export.golden import IMAGES, image_golden, make_golden, make_teacher_golden
 from samdistill.export.ladder import OnTrial, Proved, climb
 from samdistill.export.onnx import INPUT, OPSET, OUTPUT, export_onnx
@@ -164,7 +165,8 @@ def student_piece(
         "thresholds": thresholds,
         "multi_label": source.multi_label,
     }
-    reference = StudentReference(source.student, _reading(cases, source.intensity, progress), **contract)
+    seen = _reading(cases, source.intensity, progress, source.class_names)
+    reference = StudentReference(source.student, seen, **contract)
     made = make_golden(source.student, intensity=source.intensity, **contract)
     if include_images:
         images = [case.read_image() for case in cases[:IMAGES]]
@@ -191,7 +193,7 @@ def student_piece(
         lambda engine, precision: reference.measure(engine, precision=precision),
         golden,
         {INPUT: reference.answers[-1].pixels},
-        lambda: quantize(content, (_read(c, source.intensity)[0] for c in calibration), size=source.size),
+        lambda: quantize(content, (_image(case, source.intensity) for case in calibration), size=source.size),
     )
     proved = _proved(trial, engines, size=source.size, teacher=None, progress=progress)
     files = {STUDENT: content, **proved.files}
@@ -301,18 +303,24 @@ def teacher_record(teacher: Teacher, licence: str) -> TeacherRecord:
 
 
 def _reading(
-    cases: Sequence[Case], intensity: IntensityRule, progress: Progress
+    cases: Sequence[Case], intensity: IntensityRule, progress: Progress, class_names: tuple[str, ...] = ()
 ) -> Iterator[tuple[Image, Truth | None]]:
+    """Read cases as the networks are to see them, with their truth where they are labelled.
+
+    The truth has the classes in the order of `class_names`, or, where nobody asks for classes, the data's.
+    """
     for done, case in enumerate(cases):
         progress.on_case(done, len(cases))
-        yield _read(case, intensity)
+        image, truth = _image(case, intensity), None
+        if case.labelled:
+            masks, ignored = case.read_labels()
+            truth = (masks[channel_order(case, class_names)] if class_names else masks), ignored
+        yield image, truth
     progress.on_case(len(cases), len(cases))
 
 
-def _read(case: Case, intensity: IntensityRule) -> tuple[Image, Truth | None]:
-    """Read a case as the networks are to see it, with its truth where it is labelled."""
+def _image(case: Case, intensity: IntensityRule) -> Image:
     try:
-        image = intensity.apply(case.read_image())
+        return intensity.apply(case.read_image())
     except ValueError as error:
         raise InputRejected(f"{case.image_path}: {error}") from error
-    return image, case.read_labels() if case.labelled else None

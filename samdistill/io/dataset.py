@@ -223,7 +223,8 @@ def fingerprint(cases: Iterable[Case], class_names: Sequence[str] = ()) -> str:
 
     SHA-256 over class names and, case by case in order of id: id, group, and each file's size and its first
     and last 64 KiB. Quick on any size of file; a change in the middle of a file that keeps its size escapes
-    it, which image compression all but rules out. Masks enter only where the case is labelled.
+    it, which image compression all but rules out. Masks enter only where the case is labelled, and what
+    dataset.toml says of their values only where it says something.
 
     Returns
     -------
@@ -235,6 +236,9 @@ def fingerprint(cases: Iterable[Case], class_names: Sequence[str] = ()) -> str:
         digest.update(f"\1{case.id}\0{case.group}".encode())
         if case.index is not None:
             digest.update(f"\0{case.index}".encode())
+        told = (case.code.values, case.code.ignore_index, case.code.threshold)
+        if case.labelled and told != ((), None, None):
+            digest.update(f"\0values {told}".encode())
         for path in (case.image_path, *(case.mask_paths or ())):
             if path is None:
                 digest.update(b"\0absent")

@@ -214,7 +214,7 @@ class Run:
             raise InputRejected(f"{path} does not hold the data of this run: {error} is missing.") from error
         parts["train_unlabelled"] = [case.without_labels() for case in parts["train_unlabelled"]]
         seen = (*parts["train_labelled"], *parts["train_unlabelled"], *parts["validation"])
-        if fingerprint(seen, self.class_names) != self.record.data["fingerprint"]:
+        if fingerprint(seen, dataset.class_names) != self.record.data["fingerprint"]:
             raise InputRejected(
                 f"{path} does not hold the data of this run: its fingerprint differs. "
                 "Give the folder the run was trained on with --data, or train again."
