@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from samdistill import _core, components, kernels
-from samdistill.arrays import Masks, ProbabilityMaps, check_masks, describe
+from samdistill.arrays import Mask, Masks, ProbabilityMaps, check_masks, describe
 from samdistill.components import check_probability_maps
 from samdistill.errors import InputRejected
-from samdistill.proposals import MaskRuns, Proposals, mask_iou
+from samdistill.proposals import MaskRuns, Proposals
 
 Indices = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float64]
@@ -365,7 +365,7 @@ def _search(
     maps: ProbabilityMaps,
     overlap: kernels.SoftOverlap,
     bounds: _Bounds,
-    pieces: tuple[Indices, Masks] | None,
+    pieces: tuple[Indices, npt.NDArray[np.bool_]] | None,
     time_limit_s: float | None,
     node_limit: int | None,
 ) -> _Found:
@@ -408,18 +408,35 @@ def _assign_one_each(scores: Values, lower: tuple[int, ...], upper: tuple[int, .
     return _Found(chosen, float(weights[np.arange(classes), columns].sum()))
 
 
-def _pieces(masks: Masks) -> tuple[Indices, Masks]:
-    """Return where each proposal's connected components begin in the list of all, and which of all touch."""
-    found = [components.label(np.asarray(mask)).labels for mask in masks]
-    counts = [int(labels.max()) for labels in found]
-    pieces = np.array(
-        [labels == i + 1 for labels, count in zip(found, counts, strict=True) for i in range(count)], np.bool_
-    ).reshape(sum(counts), *masks.shape[1:])
-    wide = pieces.copy()
-    wide[:, :, 1:] |= pieces[:, :, :-1]
-    wide[:, :, :-1] |= pieces[:, :, 1:]
-    grown = wide.copy()
-    grown[:, 1:] |= wide[:, :-1]
-    grown[:, :-1] |= wide[:, 1:]
-    first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return first, mask_iou(grown, pieces) > 0
+def _pieces(masks: Masks) -> tuple[Indices, npt.NDArray[np.bool_]]:
+    """Return where each proposal's connected components begin in the list of all, and which of all touch.
+
+    A component is held as its part of the image alone: there may be thousands of a few pixels each.
+    """
+    found = [components.label(np.asarray(mask)) for mask in masks]
+    first = np.concatenate([[0], np.cumsum([len(one) for one in found])]).astype(np.int64)
+    boxes = np.concatenate([one.boxes for one in found] or [np.empty((0, 4), np.int64)])
+    pieces = [
+        one.labels[y0:y1, x0:x1] == i for one in found for i, (x0, y0, x1, y1) in enumerate(one.boxes, 1)
+    ]
+    touching = np.eye(len(pieces), dtype=np.bool_)
+    for p, (x0, y0, x1, y1) in enumerate(boxes - [1, 1, -1, -1]):  # grown by a pixel all around
+        grown = _grown(pieces[p])
+        later = boxes[p + 1 :]
+        near = (later[:, 0] < x1) & (later[:, 2] > x0) & (later[:, 1] < y1) & (later[:, 3] > y0)
+        for q in np.flatnonzero(near) + p + 1:
+            left, top, right, bottom = boxes[q]
+            rows, columns = slice(max(y0, top), min(y1, bottom)), slice(max(x0, left), min(x1, right))
+            one = grown[rows.start - y0 : rows.stop - y0, columns.start - x0 : columns.stop - x0]
+            other = pieces[q][rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+            touching[p, q] = touching[q, p] = bool((one & other).any())
+    return first, touching
+
+
+def _grown(mask: Mask) -> Mask:
+    """(H, W) bool to (H + 2, W + 2): the mask and the eight neighbours of each of its pixels."""
+    grown = np.pad(mask, 1)
+    for line in (grown, grown.T):
+        line[:-1] |= line[1:]
+        line[1:] |= line[:-1]
+    return grown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,20 @@ def test_counting_components_an_answer_is_found_where_only_poor_proposals_are_wi
     assert found.status == "feasible" and 0 < found.value <= found.upper_bound
     check_promises(found, masks, maps)
     assert all(1 <= slow.components(mask) <= 2 for mask in found.masks)
+
+
+def test_counting_components_of_ragged_proposals_takes_no_image_for_each_of_them() -> None:
+    """400 islands of a few pixels: whole images of them would be 100 times the proposals."""
+    masks = np.zeros((4, 400, 400), np.bool_)
+    for k in range(4):
+        masks[k, k::40, k::40] = True
+    maps = masks.any(axis=0)[None].astype(np.float32)
+    tracemalloc.start()
+    found = match(maps, masks, lower=100, upper=400, counted="components", max_proposals=4)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.selected[0].tolist() == [0, 1, 2, 3] and slow.components(found.masks[0]) == 100
+    assert most < 40 * masks.nbytes
 
 
 @settings(deadline=None, max_examples=60)
