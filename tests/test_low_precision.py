@@ -330,6 +330,11 @@ def test_calls_from_several_threads_do_not_wait_for_each_other_in_openvino(mixtu
     assert all_cores._compiled.get_property("NUM_STREAMS") == 1  # type: ignore[attr-defined]
 
 
+def test_threads_of_onnxruntime_leave_the_cores_when_a_call_ends(mixture: bytes) -> None:
+    session = open_engine(mixture, threads=2)._session  # type: ignore[attr-defined]
+    assert session.get_session_options().get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 @openvino
 def test_openvino_opens_on_a_cpu_alone_and_only_in_what_the_processor_has(mixture: bytes) -> None:
     with pytest.raises(DeviceUnavailable, match="device must be cpu for openvino, not cuda:0"):
