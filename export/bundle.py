@@ -20,6 +20,7 @@ from torch import nn
 
 from samdistill import refine
 from samdistill._version import __version__
+from samdistill.bundle import Bundle
 from samdistill.errors import InputRejected, UsageError
 from samdistill.export.fit_quality import fit
 from samdistill.export.model_card import model_card
@@ -35,6 +36,7 @@ from samdistill.export.pieces import (
     teacher_piece,
     teacher_record,
 )
+from samdistill.export.plans import prove_for
 from samdistill.io.dataset import Case
 from samdistill.io.files import atomic_folder, sha256_file, sync_folder
 from samdistill.manifest import (
@@ -279,6 +281,7 @@ def publish(
             manifest = _write(folder, files, replace(manifest, **vars(fitted)))
             progress.on_message("verifying the bundle")
             verification = verify(folder)
+            prove_for(Bundle.open(folder))
         if staging != out:
             _replace(staging, out)
     finally:

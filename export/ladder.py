@@ -183,23 +183,28 @@ class _Climber:
         return lower(self.trial.content, keep_ends=precision == "mixed")
 
     def proved(self) -> Proved:
-        """The engines and what their golden cases may differ by; the fastest first."""
-        engines = [engine for _, engine in self.passed]
-        several = len(engines) > 1
-        latencies = latencies_ms(engines, self.trial.example) if several else [None]
-        records = []
-        for (record, engine), latency in zip(self.passed, latencies, strict=True):
-            allowed = allowances(self.trial, engine, record.precision, self.floor)
-            records.append(
-                replace(
-                    record,
-                    max_probability_difference=allowed[0],
-                    max_changed_pixels=allowed[1],
-                    latency_ms=latency,
-                )
+        """The engines, the fastest first."""
+        return Proved(self.files, ranked(self.trial, self.passed, self.floor), tuple(self.reports))
+
+
+def ranked(
+    trial: OnTrial, passed: Sequence[tuple[EngineRecord, Engine]], floor: tuple[float, float]
+) -> tuple[EngineRecord, ...]:
+    """Engines of one device, what their golden cases may differ by; of several the fastest first."""
+    engines = [engine for _, engine in passed]
+    latencies = latencies_ms(engines, trial.example) if len(engines) > 1 else [None] * len(engines)
+    records = []
+    for (record, engine), latency in zip(passed, latencies, strict=True):
+        difference, changed = allowances(trial, engine, record.precision, floor)
+        records.append(
+            replace(
+                record,
+                max_probability_difference=difference,
+                max_changed_pixels=changed,
+                latency_ms=latency,
             )
-        records.sort(key=lambda record: record.latency_ms or 0.0)
-        return Proved(self.files, tuple(records), tuple(self.reports))
+        )
+    return tuple(sorted(records, key=lambda record: record.latency_ms or 0.0))
 
 
 def allowances(

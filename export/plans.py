@@ -11,14 +11,17 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from samdistill.bundle import Bundle
+from samdistill.engines import open_record
 from samdistill.errors import BundleError, DeviceUnavailable, UsageError
-from samdistill.export.ladder import OnTrial, Proved, allowances, latencies_ms
+from samdistill.export.ladder import OnTrial, Proved, ranked
 from samdistill.manifest import EngineRecord, TeacherRecord
 from samdistill.plans import Blueprint, Plan
 from samdistill.profiles import profiles
-from samdistill.runtime import PLANNED, Network, is_installed, open_engine
+from samdistill.runtime import PLANNED, Engine, Network, is_installed, open_engine
 from samdistill.runtime.cuda import Gpu, find_gpu
 from samdistill.runtime.tensorrt import GENERATIONS, build, library_version
+from samdistill.verify import engine_results
 
 FLAVORS = {"standard": "tensorrt", "rtx": "tensorrt-rtx"}
 USUAL = ("ampere", "ada", "blackwell")
@@ -139,7 +142,7 @@ def with_plans(
         As for `ladder.climb`.
     """
     files, reports = dict(proved.files), list(proved.reports)
-    measured: list[EngineRecord] = []
+    passed: list[tuple[EngineRecord, Engine]] = []
     waiting: list[EngineRecord] = []
     for one in proved.engines:
         if one.runtime != "onnxruntime" or one.precision not in PRECISIONS:
@@ -184,20 +187,24 @@ def with_plans(
         made.keep()
         if record.plan is not None:
             files[record.plan] = made.content
-        allowed = allowances(trial, engine, one.precision, floor)
-        measured.append(
-            replace(
-                record,
-                parity=report.to_dict(),
-                verified=report.verified,
-                max_probability_difference=allowed[0],
-                max_changed_pixels=allowed[1],
-                latency_ms=latencies_ms([engine], trial.example)[0],
-            )
-        )
-    measured.sort(key=lambda record: record.latency_ms or 0.0)
+        passed.append((replace(record, parity=report.to_dict(), verified=report.verified), engine))
     waiting.sort(key=lambda record: PRECISIONS.index(record.precision), reverse=True)
-    return Proved(files, (*proved.engines, *measured, *waiting), tuple(reports))
+    return Proved(files, (*proved.engines, *ranked(trial, passed, floor), *waiting), tuple(reports))
+
+
+def prove_for(bundle: Bundle) -> None:
+    """Hold the engines that passed the gate on this machine's GPU against the bundle's golden cases too.
+
+    Their plans are in the cache, and from here on as proved for this very bundle.
+
+    Raises
+    ------
+    BundleError
+        When a case comes out otherwise.
+    """
+    for one in bundle.manifest.engines:
+        if one.device == "cuda" and one.parity:
+            engine_results(bundle, open_record(bundle, one, device="cuda"), "cuda")
 
 
 def _made(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from samdistill._version import __version__
-from samdistill.errors import DeviceUnavailable
+from samdistill.errors import BundleError, DeviceUnavailable
 from samdistill.plans import cache_folder, plans_folder
 from samdistill.runtime import PACKAGES, PLANNED, RUNTIMES, is_installed
 from samdistill.runtime.cuda import find_gpu, nvidia_driver
@@ -173,14 +173,18 @@ def _gpu() -> list[Finding]:
 def _cache() -> Finding:
     folder = cache_folder()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         cure = f"make {folder} writable, or set XDG_CACHE_HOME to a folder that is"
         return Finding("cache", "wrong", f"{folder}: {error.strerror}", cure)
+    try:
+        plans = list(plans_folder().glob("*.plan"))
+    except BundleError as error:
+        detail, _, cure = str(error).rpartition(". ")
+        return Finding("cache", "wrong", detail, cure)
     free = shutil.disk_usage(folder).free / 1e9
-    plans = list(plans_folder().glob("*.plan"))
     held = f", {len(plans)} plans of {sum(f.stat().st_size for f in plans) / 1e6:.0f} MB" if plans else ""
     return Finding("cache", "ok", f"{folder}, {free:.0f} GB free{held}")
 

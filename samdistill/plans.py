@@ -2,8 +2,8 @@
 
 A plan belongs to its network, the library's version, the GPU and its driver; when any of these changes it is
 built again, proved, and takes the old one's place. Opening a plan runs what is in it, so one is opened only
-when the cache's records or the bundle's manifest hold its hash. Knows no image; whoever opens a network for
-use proves it (`samdistill.proof`).
+when the cache's records or the bundle's manifest hold its hash, and nobody else can write into the cache.
+Knows no image; whoever opens a network for use proves it (`samdistill.proof`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -109,8 +110,32 @@ def generation(gpu: Gpu) -> str:
 
 
 def plans_folder() -> Path:
-    """The part of the cache that holds plans."""
-    return cache_folder() / "plans"
+    """The part of the cache that holds plans.
+
+    Raises
+    ------
+    BundleError
+        When others own it, or a link to it, or may do anything in it: then its records prove nothing.
+    """
+    folder = cache_folder() / "plans"
+    if not hasattr(os, "getuid"):  # no POSIX: the system keeps a user's folders to that user
+        return folder
+    for place in (cache_folder(), folder):
+        if place.is_symlink() and place.lstat().st_uid != os.getuid():
+            raise _not_ours(folder, f"behind a link of user {place.lstat().st_uid}")
+    if folder.exists():
+        found = folder.stat()
+        if found.st_uid != os.getuid() or found.st_mode & 0o077:
+            mode = stat.S_IMODE(found.st_mode)
+            raise _not_ours(folder, f"of user {found.st_uid} with the permissions {mode:03o}")
+    return folder
+
+
+def _not_ours(folder: Path, found: str) -> BundleError:
+    return BundleError(
+        f"{folder} must be your own folder, with the permissions 700, not {found}: opening a plan runs what "
+        "is in it. Delete it, since plans are built again, or set XDG_CACHE_HOME to a folder of your own."
+    )
 
 
 @dataclass(frozen=True)
@@ -122,7 +147,7 @@ class Plan:
     content
         Its bytes; their hash has been checked.
     proved
-        Whether its golden cases came out on this machine.
+        Whether the bundle's golden cases came out on this machine.
     blueprint
         What it is made of.
     """
@@ -131,12 +156,24 @@ class Plan:
     proved: bool
     blueprint: Blueprint
 
-    def keep(self) -> None:
-        """Put it into the cache, for golden cases that came out; what it replaces goes."""
+    def keep(self, proved_for: str | None = None) -> None:
+        """Put it into the cache; what it replaces goes.
+
+        Parameters
+        ----------
+        proved_for
+            SHA-256 of the bundle whose golden cases came out; None: it is only not to be built again.
+        """
         sha256 = hashlib.sha256(self.content).hexdigest()
         record = self.blueprint.record_file
+        before = _parse(record) if record.is_file() else {}
+        proved = set(before.get("proved_for", ())) if before.get("sha256") == sha256 else set()
         _write(record.parent / f"{sha256}.plan", self.content)
-        kept = {"key": self.blueprint.key, "sha256": sha256}
+        kept = {
+            "key": self.blueprint.key,
+            "sha256": sha256,
+            "proved_for": sorted(proved | ({proved_for} if proved_for else set())),
+        }
         _write(record, (json.dumps(kept, indent=1) + "\n").encode())
         mine = {name: self.blueprint.key[name] for name in ("network", "runtime", "name", "shapes")}
         for other, values in _records():
@@ -162,11 +199,20 @@ def blueprint(bundle: Bundle, record: EngineRecord, device: str) -> Blueprint:
 
 
 def is_kept(bundle: Bundle, record: EngineRecord, device: str) -> bool:
-    """Whether an engine has been proved on this machine, as it is now."""
+    """Whether an engine has been proved on this machine, as it is now, by this bundle's golden cases.
+
+    Another bundle may hold the same network and ask less of it, so what it proved counts for itself alone.
+
+    Raises
+    ------
+    BundleError
+        When the cache is not to be trusted, or damaged.
+    """
     try:
-        return blueprint(bundle, record, device).record_file.is_file()
+        kept = blueprint(bundle, record, device).record_file
     except DeviceUnavailable:
         return False
+    return kept.is_file() and bundle.sha256 in _parse(kept)["proved_for"]
 
 
 def plan_for(bundle: Bundle, record: EngineRecord, device: str) -> Plan:
@@ -177,12 +223,13 @@ def plan_for(bundle: Bundle, record: EngineRecord, device: str) -> Plan:
     DeviceUnavailable
         When library or GPU are missing.
     BundleError
-        When a plan's hash is not what it was when it was kept or published, or none can be built.
+        When a plan's hash is not what it was when it was kept or published, or none can be built; when the
+        cache is not to be trusted.
     """
     wanted = blueprint(bundle, record, device)
     kept = _kept(wanted)
     if kept is not None:
-        return Plan(kept, True, wanted)
+        return Plan(kept, is_kept(bundle, record, device), wanted)
     travels = (
         record.plan is not None
         and record.plan_version == wanted.key["version"]
@@ -220,9 +267,10 @@ def _records() -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def _parse(record: Path) -> dict[str, Any]:
     try:
-        values = json.loads(record.read_bytes())
-        if isinstance(values["key"], dict) and re.fullmatch("[0-9a-f]{64}", values["sha256"]):
-            return dict(values)
+        values = {"proved_for": [], **json.loads(record.read_bytes())}
+        sound = isinstance(values["key"], dict) and isinstance(values["proved_for"], list)
+        if sound and re.fullmatch("[0-9a-f]{64}", values["sha256"]):
+            return values
     except (ValueError, KeyError, TypeError):
         pass
     raise BundleError(f"{record} is no record of a plan. Delete it; the plan is built again.")
@@ -230,4 +278,5 @@ def _parse(record: Path) -> dict[str, Any]:
 
 def _write(file: Path, content: bytes) -> None:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    plans_folder()  # somebody else may have been quicker
     write_bytes(file, content)

@@ -63,7 +63,7 @@ def golden_results(
             raise BundleError(
                 f"golden must hold a case for the {opened.record.model}, or its plan cannot be proved."
             )
-        opened.plan.keep()
+        opened.plan.keep(bundle.sha256)
     return results
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from samdistill.bundle import Bundle
 from samdistill.bundled_teacher import golden_result
-from samdistill.engines import candidates, open_part, open_record
+from samdistill.engines import OpenedPart, candidates, open_part, open_record
 from samdistill.errors import BundleError, DeviceUnavailable
 from samdistill.golden import GoldenResult
 from samdistill.manifest import Part
@@ -102,8 +102,12 @@ def _results(
         except DeviceUnavailable as error:
             unavailable.append(f"{part}: {engine.runtime} {engine.precision}: {error}")
             continue
-        if part == "student":
-            compute = Predictor(bundle, opened, threads=None, device=device).golden_result
-        else:
-            compute = partial(golden_result, bundle, opened)
-        yield from golden_results(bundle, opened, compute)
+        yield from engine_results(bundle, opened, device)
+
+
+def engine_results(bundle: Bundle, opened: OpenedPart, device: str) -> list[GoldenResult]:
+    """Compute the golden cases of an opened engine's network again; as `proof.golden_results`."""
+    compute = partial(golden_result, bundle, opened)
+    if opened.record.model == "student":
+        compute = Predictor(bundle, opened, threads=None, device=device).golden_result
+    return golden_results(bundle, opened, compute)

@@ -16,6 +16,7 @@ import pytest
 import samdistill.doctor as doctor
 from samdistill.doctor import Finding, examine
 from samdistill.errors import DeviceUnavailable
+from samdistill.plans import plans_folder
 from samdistill.runtime.cuda import find_gpu, nvidia_driver
 
 
@@ -121,7 +122,7 @@ def test_tensorrt_is_examined_with_its_version_and_the_gpu_it_needs(
     with monkeypatch.context() as patch:
         fake_gpu.install(patch)
         patch.setattr(doctor, "is_installed", lambda runtime: True)
-        (tmp_path / "samdistill" / "plans").mkdir(parents=True)
+        (tmp_path / "samdistill" / "plans").mkdir(mode=0o700, parents=True)
         (tmp_path / "samdistill" / "plans" / "a.plan").write_bytes(bytes(2_000_000))
         found = by_name()
         assert found["runtime tensorrt"].detail == "10.13.3.9 on NVIDIA Fake, compute capability 8.9"
@@ -140,6 +141,19 @@ def test_a_cache_that_cannot_be_written_is_wrong(monkeypatch: pytest.MonkeyPatch
     found = by_name()["cache"]
     assert found.status == "wrong"
     assert "XDG_CACHE_HOME" in found.cure
+
+
+def test_a_cache_of_plans_that_others_may_write_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = plans_folder()
+    folder.mkdir(parents=True)
+    folder.chmod(0o770)
+    found = by_name()["cache"]
+    assert found.status == "wrong"
+    assert "opening a plan runs what is in it" in found.detail
+    assert found.cure.startswith("Delete it")
 
 
 def test_the_command_prints_each_finding_and_ends_with_6_where_something_is_wrong(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from fake_gpu import FakeContext, FakeCuda, FakeEngine, FakeTensorRt
 from samdistill.bundle import Bundle
 from samdistill.engines import candidates, open_part
 from samdistill.errors import BundleError, DeviceUnavailable, UsageError
-from samdistill.plans import Plan, generation, plan_for, plans_folder
+from samdistill.plans import Plan, generation, is_kept, plan_for, plans_folder
 from samdistill.predictor import Predictor
 from samdistill.profiles import profiles
 from samdistill.runtime import Device, Network, cuda, open_engine, tensorrt
@@ -279,11 +281,66 @@ def test_two_that_keep_the_same_plan_at_once_do_not_mix(
     bundle = Bundle.open(with_engine(tiny_bundle))
     made = plan_for(bundle, bundle.manifest.engines[1], "cuda")
     for content in (made.content, made.content + b"."):
-        Plan(content, False, made.blueprint).keep()
+        Plan(content, False, made.blueprint).keep(bundle.sha256)
     (record,) = cache.glob("*.json")
     kept = json.loads(record.read_text())["sha256"]
     assert plan_for(bundle, bundle.manifest.engines[1], "cuda").content == made.content + b"."
     assert (cache / f"{kept}.plan").is_file()
+
+
+def test_a_plan_that_another_bundle_proved_is_proved_again_but_not_built_again(
+    tiny_bundle: Path, machine: Machine, tmp_path: Path
+) -> None:
+    """The network is the same; the golden cases, and what they may differ by, are each bundle's own."""
+    _, library = machine
+    strict = with_engine(tiny_bundle)
+    lax = Path(shutil.copytree(strict, tmp_path / "lax"))
+    anything = {"max_probability_difference": 1.0, "max_changed_pixels": 1.0}
+    rewrite(lax, lambda values: values["engines"][1].update(anything))
+    library.wrong = 0.5
+    Predictor.load(lax, "cuda")
+    opened = [Bundle.open(bundle) for bundle in (lax, strict)]
+
+    def kept() -> list[bool]:
+        return [is_kept(bundle, bundle.manifest.engines[1], "cuda") for bundle in opened]
+
+    assert kept() == [True, False]
+    with pytest.raises(BundleError, match="golden cases come out otherwise on student: tensorrt fp32"):
+        Predictor.load(strict, "cuda")
+    assert kept() == [True, False]
+    library.wrong = 0.0
+    Predictor.load(strict, "cuda")
+    assert kept() == [True, True]
+    assert library.built == ["tensorrt"]
+
+
+@pytest.mark.parametrize("whose", ["anybody writes", "another's", "behind another's link"])
+def test_a_cache_that_is_not_this_users_alone_is_not_used(
+    tiny_bundle: Path, machine: Machine, cache: Path, whose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = with_engine(tiny_bundle, verified=False)
+    opened = Bundle.open(bundle)
+    made = plan_for(opened, opened.manifest.engines[1], "cuda")
+    made.keep(opened.sha256)
+    if whose == "anybody writes":
+        cache.chmod(0o777)
+    elif whose == "another's":
+        monkeypatch.setattr(os, "getuid", lambda: cache.stat().st_uid + 1)
+    elif os.getuid() != 0:
+        pytest.skip("root alone can give a link away")
+    else:
+        cache.rename(cache.with_name("elsewhere"))
+        cache.symlink_to(cache.with_name("elsewhere"))
+        os.chown(cache, 12345, -1, follow_symlinks=False)
+    for use in (
+        lambda: Predictor.load(bundle, "cuda"),
+        lambda: Predictor.load(bundle, "cuda", runtime="tensorrt"),
+        lambda: verify(bundle, device="cuda"),
+        lambda: made.keep(opened.sha256),
+        lambda: made.blueprint.build(Network(b"", {}, "fp32")),
+    ):
+        with pytest.raises(BundleError, match=r"plans must be your own folder, .* Delete it"):
+            use()
 
 
 # --- a plan that travels
@@ -341,7 +398,8 @@ def test_low_precision_of_untrained_weights_is_not_taken_by_auto_even_when_it_ru
     bundle = with_engine(tiny_bundle, verified=False)
     rewrite(bundle, lambda values: values["engines"][0].update(verified=False))
     opened = Bundle.open(bundle)
-    open_part(opened, "student", device="cuda", runtime="tensorrt").plan.keep()  # type: ignore[union-attr]
+    part = open_part(opened, "student", device="cuda", runtime="tensorrt")
+    part.plan.keep(opened.sha256)  # type: ignore[union-attr]
     with pytest.raises(DeviceUnavailable, match="CUDAExecutionProvider"):
         open_part(opened, "student", device="cuda")
 

@@ -17,6 +17,7 @@ import samdistill.export.pieces as pieces
 import samdistill.export.plans as plans
 from samdistill.bundle import Bundle
 from samdistill.errors import BundleError, DeviceUnavailable, UsageError
+from samdistill.export import ladder
 from samdistill.export.bundle import publish
 from samdistill.export.low_precision import lower
 from samdistill.export.onnx import export_onnx
@@ -26,6 +27,7 @@ from samdistill.export.teacher_onnx import Graph, export_encoder
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import Case, open_dataset
 from samdistill.phantoms.folder import write
+from samdistill.plans import is_kept
 from samdistill.predictor import Predictor
 from samdistill.profiles import profiles
 from samdistill.runtime import Network, tensorrt
@@ -177,13 +179,27 @@ def test_the_way_through_tensorrt_is_the_same_but_for_its_timing_cache(
 
 
 def test_on_a_gpu_engines_pass_the_gate_and_auto_takes_them_there(
-    cases: list[Case], tmp_path: Path, machine: tuple[FakeCuda, FakeTensorRt], teacher: Teacher
+    cases: list[Case],
+    tmp_path: Path,
+    machine: tuple[FakeCuda, FakeTensorRt],
+    teacher: Teacher,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, library = machine
+    timed: list[set[str]] = []
+    latencies_ms = ladder.latencies_ms
+
+    def record(engines: Any, example: Any) -> list[float]:
+        timed.append({engine.runtime for engine in engines})
+        return latencies_ms(engines, example)
+
+    monkeypatch.setattr(ladder, "latencies_ms", record)
     engines = Engines(("fp16",), planned=wanted())
     made = publish(source(), cases, tmp_path / "bundle", teacher=teacher, engines=engines)
     assert made.unverified == ()
-    own = [e for e in Bundle.open(made.path).manifest.engines if e.runtime == "tensorrt"]
+    assert timed == [{"onnxruntime"}, {"tensorrt"}] * 2  # student, decoder: all of a device in the same turns
+    bundle = Bundle.open(made.path)
+    own = [e for e in bundle.manifest.engines if e.runtime == "tensorrt"]
     assert {(e.model, e.precision, e.device) for e in own} == {
         (part, precision, "cuda")
         for part in ("student", "encoder", "decoder")
@@ -192,7 +208,8 @@ def test_on_a_gpu_engines_pass_the_gate_and_auto_takes_them_there(
     }
     for engine in own:
         assert engine.plan is None
-        assert engine.latency_ms is not None
+        assert (engine.latency_ms is None) == (engine.model == "encoder")  # which has no other to rank with
+        assert is_kept(bundle, engine, "cuda")  # proved for this very bundle
         assert engine.parity["mean_dice"] > 0.99
         assert engine.verified == (engine.precision == "fp32")  # weights that were never trained
     count = len(library.built)
