@@ -1,8 +1,8 @@
 """How fast a bundle's engines are on this machine: latency, throughput, memory, and whether the masks hold.
 
 Each engine runs in a process of its own, so that memory is its own and none warms another's caches. The
-pictures are the bundle's golden cases, and so are the masks it is held against: no image is needed. Knows no
-output format.
+pictures are the bundle's golden cases, and an engine that does not give the masks published with them gets no
+figures: no image is needed. Knows no output format.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,18 @@ import numpy as np
 import numpy.typing as npt
 
 from samdistill.bundle import Bundle
-from samdistill.bundled_teacher import answered, golden_result, golden_teacher
+from samdistill.bundled_teacher import answered, golden_teacher
 from samdistill.engines import OpenedPart, candidates, open_record
-from samdistill.errors import SamdistillError
+from samdistill.errors import BundleError, DeviceUnavailable, SamdistillError, SomeInputsFailed
 from samdistill.geometry import ModelFrame
-from samdistill.golden import GoldenCase, GoldenResult, TeacherCase
-from samdistill.manifest import EngineRecord, GoldenRecord, Part
+from samdistill.golden import GoldenCase, TeacherCase
+from samdistill.manifest import EngineRecord, Part
 from samdistill.metrics import dice_per_class
 from samdistill.predictor import Predictor
-from samdistill.proof import prove
 from samdistill.runtime import PLANNED, Device, Engine
 from samdistill.runtime.cuda import used_mb
 from samdistill.teacher_frame import TeacherFrame, prompt_arrays
+from samdistill.verify import engine_results
 
 Inputs = dict[str, npt.NDArray[Any]]
 BATCH = 4  # images or prompt sets a call, for throughput
@@ -58,6 +58,8 @@ class EngineTiming:
         Mean Dice of its masks against those PyTorch gave when the bundle was published.
     error
         Why there are no figures; None where there are.
+    exit_code
+        Of that error, as `errors` has them; 3 for want of memory; 0 without one.
     """
 
     model: str
@@ -71,6 +73,7 @@ class EngineTiming:
     memory_mb: float = 0.0
     dice: float = 0.0
     error: str | None = None
+    exit_code: int = 0
 
 
 def bench(
@@ -117,16 +120,51 @@ def bench(
                 try:
                     own.append(pool.submit(_timed, *job).result())
                 except BrokenProcessPool:  # a Pool would wait for it for ever
-                    own.append(EngineTiming(*_known(record), error="its process died, for want of memory?"))
+                    own.append(_failed(record, "its process died, for want of memory?"))
         timings += sorted(own, key=lambda one: (one.error is not None, one.latency_ms))
     return timings
+
+
+def raise_for_failures(found: Sequence[EngineTiming]) -> None:
+    """Tell whoever relies on the figures that some are missing.
+
+    An engine that cannot be had here is no failure where another runs its network, as in `verify`.
+
+    Raises
+    ------
+    BundleError
+        When an engine is damaged, or does not give the masks that were published.
+    DeviceUnavailable
+        When nothing runs one of the networks here.
+    SomeInputsFailed
+        When an engine failed otherwise, for want of memory say.
+    """
+    failed = [one for one in found if one.error is not None]
+    wrong = [one for one in failed if one.exit_code == BundleError.exit_code]
+    if wrong:
+        raise BundleError(
+            f"{_names(wrong)} must give the masks that were published, and did not. "
+            "Do not use these engines here; `samdistill verify` says more."
+        )
+    idle = {one.model for one in failed} - {one.model for one in found if one.error is None}
+    if idle:
+        raise DeviceUnavailable(
+            f"{' and '.join(sorted(idle))} must have an engine that runs here, and none does. "
+            "`samdistill doctor` says what is missing."
+        )
+    other = [one for one in failed if one.exit_code != DeviceUnavailable.exit_code]
+    if other:
+        raise SomeInputsFailed(f"{_names(other)} failed; the other engines were timed.")
+
+
+def _names(found: Sequence[EngineTiming]) -> str:
+    return ", ".join(f"{one.model} {one.runtime} {one.precision}" for one in found)
 
 
 def _timed(
     root: str, sha256: str, record: EngineRecord, device: str, threads: int | None, runs: int
 ) -> EngineTiming:
     """Time one engine; runs in a process of its own."""
-    known = _known(record)
     try:
         bundle = Bundle.open(root, expect_sha256=sha256)
         on_gpu = record.runtime in PLANNED
@@ -134,13 +172,13 @@ def _timed(
         before = used_mb(index) if on_gpu else _peak_mb()
         opened = open_record(bundle, record, device=device, threads=threads)
         engine = opened.engine
-        prove(bundle, opened, partial(_golden_result, bundle, opened, device))
+        engine_results(bundle, opened, device)
         one, several = _inputs(bundle, record.model, 1), _inputs(bundle, record.model, BATCH)
         times = _times(engine, one, runs)
         throughput = BATCH / float(np.median(_times(engine, several, max(3, runs // 4))))
         memory = (used_mb(index) if on_gpu else _peak_mb()) - before
         return EngineTiming(
-            *known,
+            *_known(record),
             provider=engine.provider,
             latency_ms=1000 * float(np.median(times)),
             p95_ms=1000 * float(np.percentile(times, 95)),
@@ -148,8 +186,14 @@ def _timed(
             memory_mb=memory,
             dice=_dice(bundle, opened, device),
         )
-    except (SamdistillError, MemoryError) as error:
-        return EngineTiming(*known, error=str(error) or "out of memory")
+    except SamdistillError as error:
+        return _failed(record, str(error), error.exit_code)
+    except MemoryError as error:
+        return _failed(record, str(error) or "out of memory")
+
+
+def _failed(record: EngineRecord, error: str, exit_code: int = SomeInputsFailed.exit_code) -> EngineTiming:
+    return EngineTiming(*_known(record), error=error, exit_code=exit_code)
 
 
 def _known(record: EngineRecord) -> tuple[str, str, str, bool]:
@@ -199,12 +243,6 @@ def _inputs(bundle: Bundle, part: Part, count: int) -> Inputs:
 def _teacher_case(bundle: Bundle) -> TeacherCase:
     case = next(case for case in bundle.manifest.golden if case.part == "teacher")
     return TeacherCase.from_npz(bundle.read(case.file), case.file)
-
-
-def _golden_result(bundle: Bundle, opened: OpenedPart, device: str, record: GoldenRecord) -> GoldenResult:
-    if opened.record.model == "student":
-        return Predictor(bundle, opened, threads=None, device=device).golden_result(record)
-    return golden_result(bundle, opened, record)
 
 
 def _dice(bundle: Bundle, opened: OpenedPart, device: str) -> float:

@@ -37,14 +37,16 @@ def golden_results(
     Raises
     ------
     BundleError
-        When one cannot be computed, or comes out otherwise.
+        When one cannot be computed, or comes out otherwise; when there is none.
     """
     name = f"{opened.record.model}: {opened}"
     cure = "Do not use this bundle; export it again."
     if opened.record.precision != "fp32":
         cure = "Do not use this engine here: name another precision, or export the bundle again."
-    results = []
-    for record in golden_records(bundle, opened.record):
+    records, results = golden_records(bundle, opened.record), []
+    if not records:
+        raise BundleError(f"golden must hold a case for the {opened.record.model}, or nothing proves it.")
+    for record in records:
         try:
             result = compute(record)
         except ValueError as error:
@@ -59,10 +61,6 @@ def golden_results(
             )
         results.append(replace(result, engine=name))
     if opened.plan is not None and not opened.plan.proved:
-        if not results:
-            raise BundleError(
-                f"golden must hold a case for the {opened.record.model}, or its plan cannot be proved."
-            )
         opened.plan.keep(bundle.sha256)
     return results
 

@@ -107,7 +107,8 @@ def _results(
 
 def engine_results(bundle: Bundle, opened: OpenedPart, device: str) -> list[GoldenResult]:
     """Compute the golden cases of an opened engine's network again; as `proof.golden_results`."""
-    compute = partial(golden_result, bundle, opened)
     if opened.record.model == "student":
         compute = Predictor(bundle, opened, threads=None, device=device).golden_result
+    else:
+        compute = partial(golden_result, bundle, opened)
     return golden_results(bundle, opened, compute)

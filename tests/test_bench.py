@@ -6,15 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import fake_gpu
 import pytest
 from bundles import rewrite
+from typer.testing import CliRunner
 
-from samdistill.bench import _timed, bench
+from samdistill.bench import EngineTiming, _timed, bench, raise_for_failures
 from samdistill.bundle import Bundle
-from samdistill.errors import BundleError
+from samdistill.cli.app import app
+from samdistill.errors import BundleError, DeviceUnavailable, SamdistillError, SomeInputsFailed
 from samdistill.runtime.cuda import find_gpu
 
 
@@ -28,13 +31,50 @@ def test_every_engine_is_timed_and_held_against_the_published_masks(tiny_bundle:
     assert one.dice == 1.0
 
 
-def test_a_changed_network_shows_in_its_masks(tiny_bundle: Path) -> None:
-    def edit(values: dict[str, list[dict[str, float]]]) -> None:
-        values["classes"][0]["threshold"] = 0.99
+def change_a_threshold(values: dict[str, list[dict[str, float]]]) -> None:
+    values["classes"][0]["threshold"] = 0.99
 
-    rewrite(tiny_bundle, edit)
+
+def test_an_engine_whose_masks_are_not_the_published_ones_gets_no_figures(tiny_bundle: Path) -> None:
+    rewrite(tiny_bundle, change_a_threshold)
     (one,) = bench(tiny_bundle, runs=1)
-    assert one.dice < 0.999
+    assert one.error is not None
+    assert "golden cases come out otherwise" in one.error
+    assert (one.latency_ms, one.exit_code) == (0, 5)
+
+
+@pytest.mark.parametrize("json_", [[], ["--json"]])
+def test_the_command_ends_with_5_where_masks_are_not_the_published_ones(
+    tiny_bundle: Path, json_: list[str]
+) -> None:
+    rewrite(tiny_bundle, change_a_threshold)
+    found = CliRunner().invoke(app, ["bench", str(tiny_bundle), "--runs", "1", *json_])
+    assert isinstance(found.exception, BundleError)
+    assert "student onnxruntime fp32 must give the masks that were published" in str(found.exception)
+    assert "golden cases come out otherwise" in found.stdout  # and the table is there all the same
+
+
+def timing(model: str, exit_code: int = 0) -> EngineTiming:
+    error = "what went wrong" if exit_code else None
+    return EngineTiming(model, "onnxruntime", "fp32", True, error=error, exit_code=exit_code)
+
+
+@pytest.mark.parametrize(
+    ("found", "kind"),
+    [
+        ([timing("student"), timing("encoder"), timing("decoder")], None),
+        ([timing("student"), timing("student", 6)], None),  # OpenVINO is not installed, say
+        ([timing("student", 6)], DeviceUnavailable),
+        ([timing("student"), timing("encoder", 6), timing("encoder", 3)], DeviceUnavailable),
+        ([timing("student"), timing("student", 3)], SomeInputsFailed),
+        ([timing("student"), timing("student", 5), timing("encoder", 6)], BundleError),
+    ],
+)
+def test_what_failed_decides_how_the_command_ends(
+    found: list[EngineTiming], kind: type[SamdistillError] | None
+) -> None:
+    with pytest.raises(kind) if kind else nullcontext():
+        raise_for_failures(found)
 
 
 def test_a_damaged_bundle_is_not_timed(tiny_bundle: Path) -> None:
@@ -43,6 +83,7 @@ def test_a_damaged_bundle_is_not_timed(tiny_bundle: Path) -> None:
     (one,) = bench(tiny_bundle, runs=1)
     assert one.error is not None
     assert "was cut short" in one.error
+    assert one.exit_code == 5
     with pytest.raises(BundleError, match="must have the SHA-256"):
         bench(tiny_bundle, expect_sha256="0" * 64)
     with pytest.raises(ValueError, match="runs must be at least 1"):
@@ -60,6 +101,7 @@ def test_an_engine_whose_process_dies_is_told_and_not_waited_for(
     monkeypatch.setattr("samdistill.bench._timed", die)
     (one,) = bench(tiny_bundle, runs=1)
     assert "its process died" in str(one.error)
+    assert one.exit_code == 3
 
 
 def test_an_engine_of_tensorrt_is_proved_before_it_is_timed_and_its_memory_is_the_gpus(

@@ -252,7 +252,7 @@ def test_a_plan_that_no_golden_case_proves_is_neither_used_nor_kept(
             case["part"] = "teacher"
 
     rewrite(bundle, edit)
-    with pytest.raises(BundleError, match="its plan cannot be proved"):
+    with pytest.raises(BundleError, match="must hold a case for the student, or nothing proves it"):
         Predictor.load(bundle, "cuda")
     assert list(cache.glob("*.plan")) == list(cache.glob("*.json")) == []
 
