@@ -37,7 +37,7 @@ class CoverSearch {
   };
 
   ClassBounds bounds(std::size_t c, std::size_t most) const {
-    return {&problem_, c, std::min(most, static_cast<std::size_t>(problem_.limit[c]))};
+    return {&problem_, c, std::min(most, static_cast<std::size_t>(problem_.limit[c])), &budget_};
   }
   Indices without(const Indices& forbidden) const;
   void offer(const std::vector<ClassAnswer>& answers);
@@ -100,6 +100,7 @@ void CoverSearch::repair(const Node& node) {
       std::sort(taken.begin(), taken.end());
     }
     if (complete) offer(answers);
+    if (best_.found && budget_.late()) return;
   }
 }
 
@@ -187,6 +188,10 @@ CoverAnswer CoverSearch::run() {
   for (std::size_t i = 0; i < unfinished.size() && possible; ++i) {
     ClassAnswer& answer = root.answers[unfinished[i]];
     budget_.allot(0.9 / static_cast<double>(unfinished.size() - i));
+    if (budget_.late()) {
+      stop = CoverStop::time;
+      break;
+    }
     const ClassAnswer again = cover_class(bounds(unfinished[i], problem_.proposals), without({}),
                                           answer.found ? answer.value : -1, budget_);
     stop = budget_.stop() != CoverStop::none ? budget_.stop() : stop;

@@ -61,6 +61,7 @@ class ClassSearch {
   const ClassBounds& bounds_;
   double level_;  // only better choices are looked for
   double total_ = 0;
+  double proven_ = 1;  // no choice has a greater value, or none exceeds the level
   Budget& budget_;
   ClassAnswer answer_;
   Relaxation* relaxation_ = nullptr;
@@ -103,9 +104,11 @@ bool ClassSearch::settle(View& view) {
       Coverage coverage(view);
       for (const std::uint32_t k : top) coverage.add(k);
       if (coverage.value() > level) accept(view, improve(view, bounds_, top));
-      return level_ > before;
+      return level_ > before || budget_.late();
     });
     if (level_ == before && bound <= goal(level)) return true;
+    proven_ = std::min(proven_, highest(bound - goal(level), level, 0));
+    if (budget_.late()) break;
     const auto lost = static_cast<std::size_t>(std::count(dead.begin(), dead.end(), 1));
     if (level_ == before && lost * 10 <= view.candidates() && phase > 0) break;
     for (char& flag : dead) flag = flag == 0 ? 1 : 0;
@@ -210,15 +213,17 @@ void ClassSearch::grow(const View& view) {
   std::vector<char> dead(view.candidates(), 0);
   const double level = level_ + kLeastGain;
   const double highest_sum =
-      relaxation.sharpen(level, goal(level), 2 * kRounds, dead, [](const auto&) { return false; });
-  relaxation_ = &relaxation;
-  relaxation.weigh(level);
-  std::vector<std::uint32_t> all;
-  for (std::uint32_t k = 0; k < view.candidates(); ++k) {
-    if (dead[k] == 0) all.push_back(k);
-  }
+      relaxation.sharpen(level, goal(level), 2 * kRounds, dead, [&](const auto&) { return budget_.late(); });
   double bound = highest(highest_sum - goal(level), level, 0);  // of what is not searched yet
-  if (budget_.spend()) {
+  if (!budget_.spend()) {
+    if (budget_.stop() == CoverStop::time) bound = std::min(bound, proven_);
+  } else {
+    relaxation_ = &relaxation;
+    relaxation.weigh(level);
+    std::vector<std::uint32_t> all;
+    for (std::uint32_t k = 0; k < view.candidates(); ++k) {
+      if (dead[k] == 0) all.push_back(k);
+    }
     expand(view, {}, all);
     while (true) {
       bound = heap_.empty() ? -1 : heap_.top().bound;
@@ -275,32 +280,6 @@ ClassAnswer as_answer(const View& view, const Choice& choice) {
 }
 
 }  // namespace
-
-Budget::Budget(const CoverLimits& limits) : limits_(limits) { allot(1); }
-
-void Budget::allot(double part) {
-  stop_ = CoverStop::none;
-  if (limits_.nodes >= 0) {
-    node_end_ = spent_ + static_cast<std::int64_t>(part * static_cast<double>(limits_.nodes - spent_));
-  }
-  if (limits_.seconds >= 0) {
-    const double now = std::chrono::duration<double>(Clock::now() - begin_).count();
-    second_end_ = now + part * (limits_.seconds - now);
-  }
-}
-
-bool Budget::spend() {
-  if (stop_ != CoverStop::none) return false;
-  if (node_end_ >= 0 && spent_ >= node_end_) {
-    stop_ = CoverStop::nodes;
-  } else if (second_end_ >= 0 &&
-             std::chrono::duration<double>(Clock::now() - begin_).count() >= second_end_) {
-    stop_ = CoverStop::time;
-  } else {
-    ++spent_;
-  }
-  return stop_ == CoverStop::none;
-}
 
 ClassAnswer cover_class(const ClassBounds& bounds, const std::vector<std::uint32_t>& proposals, double floor,
                         Budget& budget) {

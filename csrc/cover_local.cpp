@@ -47,7 +47,7 @@ Choice improve(const View& view, const ClassBounds& bounds, std::vector<std::uin
   best.chosen = std::move(chosen);
   best.value = coverage.value();
   // Every move is a candidate that goes (or none) and one that comes (or none).
-  while (best.allowed) {
+  while (best.allowed && !bounds.budget->late()) {
     double value = best.value + kLeastGain;
     std::uint32_t goes = kNobody, comes = kNobody;
     const auto holds = [&](std::uint32_t without, std::uint32_t with) {
@@ -65,6 +65,7 @@ Choice improve(const View& view, const ClassBounds& bounds, std::vector<std::uin
       if (k != kNobody && holds(kNobody, k)) value = reached, comes = k;
     }
     for (const std::uint32_t out : best.chosen) {
+      if (bounds.budget->late()) break;
       coverage.remove(out);
       if (best.chosen.size() > bounds.least() && coverage.value() > value && holds(out, kNobody)) {
         value = coverage.value(), goes = out, comes = kNobody;
@@ -98,7 +99,7 @@ Choice choose_greedily(const View& view, const ClassBounds& bounds) {
   std::vector<std::uint32_t> chosen;
   std::vector<char> in(view.candidates(), 0);
   Choice best = improve(view, bounds, {});
-  while (chosen.size() < bounds.most) {
+  while (chosen.size() < bounds.most && !(best.allowed && bounds.budget->late())) {
     double value = chosen.size() < bounds.least() || !bounds.allow(view, chosen) ? -1.0 : coverage.value();
     const std::uint32_t k = best_addition(view, coverage, in, value);
     if (k == kNobody) break;

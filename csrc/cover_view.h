@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cover.h"
+#include "cover_budget.h"
 
 namespace samdistill {
 
@@ -55,11 +56,12 @@ class Coverage {
   double inside_ = 0, outside_ = 0;
 };
 
-// How many proposals one class may have.
+// How many proposals one class may have, and what may be spent on choosing them.
 struct ClassBounds {
   const CoverProblem* problem;
   std::size_t of_class;
   std::size_t most;  // proposals
+  const Budget* budget;
 
   bool counts_pieces() const { return problem->first_piece != nullptr; }
   std::size_t least() const {  // proposals

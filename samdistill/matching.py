@@ -7,8 +7,10 @@ and 4). Knows weights, masks, maps and counts; knows not where they came from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from numbers import Integral, Real
 from typing import Literal
 
@@ -188,8 +190,8 @@ def match(
         off the greatest lower bound (of equal ones, the last class's) until there is one. `raise`:
         InputRejected.
     time_limit_s
-        Wall-clock limit of the search; None: none. What it ends depends on the machine; a smaller
-        `node_limit` makes the answer the same everywhere.
+        Wall-clock limit of the search, all relaxations together, once the masks are read; None: none. What it
+        ends depends on the machine; a smaller `node_limit` makes the answer the same everywhere.
     node_limit
         The most nodes of the search, each of which may keep about a kilobyte; None: no limit.
 
@@ -228,9 +230,11 @@ def match(
     present = (peaks >= 0.5) | (np.array(bounds.lower) > 0) | count_absent
     bounds = bounds.of(present)
     pieces = _pieces(masks) if bounds.components else None
-    reason, why = "", ""
+    atoms = cache(lambda: kernels.atoms(masks, maps, threads=1))
+    reason, why, began = "", "", time.monotonic()
     while True:
-        found = _search(masks, maps, overlap, bounds, pieces, time_limit_s, node_limit)
+        left = None if time_limit_s is None else max(time_limit_s - (time.monotonic() - began), 1e-9)
+        found = _search(overlap, atoms, bounds, pieces, left, node_limit)
         if found.chosen is not None or on_infeasible == "reject" or found.stopped:
             break
         if on_infeasible == "raise":
@@ -361,25 +365,26 @@ class _Found:
 
 
 def _search(
-    masks: Masks,
-    maps: ProbabilityMaps,
     overlap: kernels.SoftOverlap,
+    atoms: Callable[[], kernels.Atoms],
     bounds: _Bounds,
     pieces: tuple[Indices, npt.NDArray[np.bool_]] | None,
     time_limit_s: float | None,
     node_limit: int | None,
 ) -> _Found:
     if pieces is None:
-        if sum(bounds.lower) > len(masks):
-            return _Found(None, why=f"{sum(bounds.lower)} proposals are needed and there are {len(masks)}")
+        if sum(bounds.lower) > len(overlap.area_px):
+            return _Found(
+                None, why=f"{sum(bounds.lower)} proposals are needed and there are {len(overlap.area_px)}"
+            )
         if max(bounds.upper) <= 1:
             return _assign_one_each(overlap.soft_iou(), bounds.lower, bounds.upper)
-    atoms = kernels.atoms(masks, maps, threads=1)
+    whole = atoms()
     found, chosen, upper_bound, nodes, stop = _core.cover(
-        atoms.covered_by,
-        atoms.inside,
-        atoms.outside,
-        atoms.total,
+        whole.covered_by,
+        whole.inside,
+        whole.outside,
+        whole.total,
         np.array(bounds.lower, np.int64),
         np.array(bounds.upper, np.int64),
         np.array(bounds.limit, np.int64),

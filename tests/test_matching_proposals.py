@@ -145,6 +145,33 @@ def test_a_limit_never_costs_the_certificate(seed: int, nodes: int) -> None:
         assert early.upper_bound >= full.value - 1e-9
 
 
+def test_without_time_there_is_an_answer_all_the_same_and_it_says_so() -> None:
+    """The time is looked at before the first node too: a large input may have no end of work there."""
+    stopped = 0
+    for seed in range(100):
+        maps, masks, lower, upper = random_case(seed)
+        full = match(maps, masks, lower=lower, upper=upper, **UNLIMITED)
+        early = match(maps, masks, lower=lower, upper=upper, time_limit_s=1e-9)
+        assert (early.status == "infeasible") == (full.status == "infeasible")
+        assert early.stopped in ("", "time") and early.nodes == 0
+        check_promises(early, masks, maps)
+        assert early.value <= full.value + 1e-9 and early.upper_bound >= full.value - 1e-9
+        if not early.stopped:
+            assert early.value == pytest.approx(full.value, abs=1e-9)
+        stopped += early.stopped == "time" and full.nodes == 0
+    assert stopped > 0
+
+
+def test_atoms_are_made_once_however_often_bounds_are_relaxed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    atoms = kernels.atoms
+    monkeypatch.setattr(kernels, "atoms", lambda *a, **b: made.append(1) or atoms(*a, **b))
+    maps = np.full((1, 40, 40), 0.6, np.float32)
+    eased = match(maps, squares(4, 8, 12, 16), lower=4, upper=4, counted="components", on_infeasible="relax")
+    assert (eased.lower, eased.status) == ((1,), "optimal")
+    assert len(made) == 1
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10**6), st.randoms(use_true_random=False))
 def test_the_order_of_proposals_does_not_matter(seed: int, random: Any) -> None:

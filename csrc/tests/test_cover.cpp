@@ -179,12 +179,24 @@ void a_search_that_is_stopped_keeps_its_promises() {
 
 void no_time_still_gives_an_answer() {
   std::mt19937 random(4);
-  Case test = random_case(random, false);
-  while (test.proposals < 6) test = random_case(random, false);
-  test.lower.assign(test.classes, 0);
-  const CoverAnswer answer = cover(test.problem(), {-1, 0.0});
-  CHECK(answer.found);
-  check_choice(test, answer);
+  int stopped_before_a_node = 0;
+  for (int trial = 0; trial < 1500; ++trial) {
+    const bool with_pieces = trial % 2 == 0;
+    const Case test = random_case(random, with_pieces);
+    const double best = best_of_all(test);
+    const CoverAnswer whole = cover(test.problem(), {}), answer = cover(test.problem(), {-1, 0.0});
+    CHECK(answer.nodes == 0 && (answer.stop == CoverStop::none || answer.stop == CoverStop::time));
+    if (answer.stop == CoverStop::none) CHECK(answer.found == (best >= 0));
+    if (!with_pieces) CHECK(answer.found == (best >= 0));
+    if (best >= 0) CHECK(answer.upper_bound >= best - 1e-9);
+    if (answer.found) {
+      check_choice(test, answer);
+      CHECK(answer.value <= best + 1e-9);
+      if (answer.stop == CoverStop::none) CHECK(answer.value >= best - 1e-9);
+    }
+    if (whole.nodes == 0 && answer.stop == CoverStop::time) ++stopped_before_a_node;
+  }
+  CHECK(stopped_before_a_node > 0);
 }
 
 }  // namespace
