@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import http.client
 import io
 import os
 import pickle
+import random
+import ssl
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -90,6 +94,25 @@ def test_a_bad_checkpoint_is_named_and_refused(
     assert not (tmp_path / "evil").exists()
 
 
+def test_whatever_a_damaged_file_makes_the_unpickler_do_it_is_called_damaged(tmp_path: Path) -> None:
+    """torch's older form is read byte by byte: a flipped one leads to a dozen kinds of exception."""
+    path, draw = tmp_path / "weights.pth", random.Random(0)
+    torch.save(vit_b_encoder_only(), path, _use_new_zipfile_serialization=False)
+    sound, damaged = path.read_bytes(), 0
+    for _ in range(200):
+        content = bytearray(sound)
+        content[draw.randrange(1000)] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        try:
+            checkpoints.read_state(path)
+        except InputRejected:
+            damaged += 1
+    assert damaged > 50
+    path.write_bytes(b"\x80\x80\x80")
+    with pytest.raises(InputRejected, match="must be a torch checkpoint, and is damaged"):
+        checkpoints.read_state(path)
+
+
 @pytest.mark.parametrize(
     ("name", "error", "message", "code"),
     [
@@ -98,6 +121,7 @@ def test_a_bad_checkpoint_is_named_and_refused(
         ("/nowhere/sam.pth", UsageError, "/nowhere/sam.pth is no file", 2),
         ("sam_vit_b", UsageError, "samdistill teacher fetch sam_vit_b.*sam_vit_b_01ec64.pth", 2),
         ("medsam", UsageError, "medsam_vit_b.pth.*github.com/bowang-lab", 2),
+        ("tiny:/x.safetensors", UsageError, "tiny comes with the package and has no path", 2),
     ],
 )
 def test_a_teacher_that_is_not_there_says_what_to_do(
@@ -171,7 +195,39 @@ def test_fetch_keeps_nothing_of_a_file_with_another_hash(
     monkeypatch: pytest.MonkeyPatch, empty_cache: Path
 ) -> None:
     serve(monkeypatch, b"<html>a proxy's login page</html>")
-    with pytest.raises(InputRejected, match="must have the SHA-256"):
+    with pytest.raises(InputRejected, match=r"^what https.*must have the SHA-256.*nothing was kept"):
+        checkpoints.fetch("sam_vit_b")
+    assert list(empty_cache.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("trouble", "error", "message"),
+    [
+        (None, DeviceUnavailable, "the connection ended after 4 of 100 bytes.*Get sam_vit_b_01ec64.pth"),
+        (http.client.IncompleteRead(b"x", 9), DeviceUnavailable, "cannot be reached"),
+        (http.client.BadStatusLine("x"), DeviceUnavailable, "cannot be reached"),
+        (ssl.SSLError("bad record"), DeviceUnavailable, "cannot be reached.*Get sam_vit_b_01ec64.pth"),
+        (OSError(errno.ENOSPC, "No space left on device"), UsageError, "cannot be written: No space.*XDG_"),
+    ],
+)
+def test_a_download_that_breaks_off_says_why_and_leaves_nothing(
+    trouble: Exception | None,
+    error: type[SamdistillError],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    empty_cache: Path,
+) -> None:
+    class Breaking(Response):
+        headers = {"Content-Length": "100"}  # noqa: RUF012
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            content = super().read(size)
+            if not content and trouble is not None:
+                raise trouble
+            return content
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Breaking(b"half"))
+    with pytest.raises(error, match=message):
         checkpoints.fetch("sam_vit_b")
     assert list(empty_cache.iterdir()) == []
 

@@ -6,8 +6,10 @@ from elsewhere cannot run code. Knows no image and no prompt.
 
 from __future__ import annotations
 
+import http.client
 import os
 import pickle
+import ssl
 import urllib.error
 import urllib.request
 import warnings
@@ -165,9 +167,11 @@ def fetch(name: str, *, progress: Callable[[int, int], None] | None = None) -> P
     UsageError
         When the authors offer no direct address; the message says what to do by hand.
     DeviceUnavailable
-        When the address cannot be reached.
+        When the address cannot be reached, or the connection ends early.
+    UsageError
+        When the cache folder cannot be written.
     InputRejected
-        When what arrived has another hash; nothing is kept.
+        When what arrived has another hash. Whatever goes wrong, nothing is kept.
     """
     checkpoint = known(name)
     path = cache_folder() / checkpoint.file
@@ -176,14 +180,34 @@ def fetch(name: str, *, progress: Callable[[int, int], None] | None = None) -> P
         return path
     if checkpoint.url is None:
         raise UsageError(f"{name} cannot be fetched: its authors offer no direct address. {by_hand(name)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             _download(checkpoint.url, temporary, progress)
-            verify(name, temporary)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            actual = sha256_file(temporary)
+            if checkpoint.sha256 not in (None, actual):
+                raise InputRejected(
+                    f"what {checkpoint.url} gave must have the SHA-256 {checkpoint.sha256}, not {actual}; "
+                    f"nothing was kept. Did a proxy answer? Fetch again, or by hand: {by_hand(name)}"
+                )
+    except _BROKEN as error:
         raise DeviceUnavailable(f"{checkpoint.url} cannot be reached: {error}. {by_hand(name)}") from error
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror}. Free space, or name another place with "
+            "XDG_CACHE_HOME."
+        ) from error
     return path
+
+
+_BROKEN = (
+    urllib.error.URLError,
+    http.client.HTTPException,
+    ssl.SSLError,
+    TimeoutError,
+    ConnectionError,
+)
+"""What a bad connection raises; other errors of the system are the disk's."""
 
 
 def _download(url: str, path: Path, progress: Callable[[int, int], None] | None) -> None:
@@ -194,6 +218,8 @@ def _download(url: str, path: Path, progress: Callable[[int, int], None] | None)
             done += len(chunk)
             if progress is not None:
                 progress(done, total)
+    if done < total:
+        raise ConnectionError(f"the connection ended after {done} of {total} bytes")
 
 
 def read_state(path: Path) -> State:
@@ -217,7 +243,7 @@ def read_state(path: Path) -> State:
             f"{path} is damaged, or holds Python objects besides tensors, which are never loaded. Save its "
             "state_dict alone."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # the unpickler raises whatever a file's bytes make it
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputRejected(
             f"{path} must be a torch checkpoint, and is damaged or something else: {reason}"

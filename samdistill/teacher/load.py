@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from samdistill.errors import InputRejected
+from samdistill.errors import InputRejected, UsageError
 from samdistill.teacher import checkpoints
 from samdistill.teacher.sam import Teacher, parse_device
 
@@ -40,6 +40,8 @@ def load_teacher(name_or_path: str = "tiny", device: str = "cpu") -> Teacher:
         model, sha256 = load()
         return Teacher("tiny", model, weights_sha256=sha256, device=device)
     name, _, file = name_or_path.partition(":")
+    if name == "tiny":
+        raise UsageError(f"tiny comes with the package and has no path, not {name_or_path!r}. Use tiny.")
     if not file and name not in checkpoints.KNOWN and Path(name_or_path).suffix:
         name, file = "", name_or_path
     path = Path(file) if file else checkpoints.find(name)
