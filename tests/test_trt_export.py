@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fake_gpu
+import onnx
 import pytest
 from colour_student import CLASS_NAMES, ColourStudent
 from fake_gpu import FakeCuda, FakeTensorRt
@@ -153,8 +154,18 @@ def test_weights_beside_a_graph_are_read_and_a_broken_graph_is_told(
     network = Network(graph.content, {"encoder.onnx.data": graph.data}, "fp32")
     plan, _ = tensorrt.build("tensorrt-rtx", network, shapes, generations=("ada",))
     assert len(plan) > 0.9 * len(graph.data)
-    with pytest.raises(BundleError, match="cannot read the network"):
-        tensorrt.build("tensorrt-rtx", Network(b"no graph", {}, "fp32"), shapes, generations=("ada",))
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in "xy"]
+    node = onnx.helper.make_node("Nonsense", ["x"], ["y"])
+    nonsense = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", ends[:1], ends[1:])
+    ).SerializeToString()
+    for content, data, words in (
+        (b"no graph", {}, "cannot open the network: it is no ONNX file"),
+        (nonsense, {}, "cannot read the network"),
+        (graph.content, {}, "must have its weights in itself, not in 'encoder.onnx.data'"),
+    ):
+        with pytest.raises(BundleError, match=words):
+            tensorrt.build("tensorrt-rtx", Network(content, data, "fp32"), shapes, generations=("ada",))
     wrong = profiles("student", size=64, teacher=None)
     with pytest.raises(BundleError, match="cannot build the network: "):
         tensorrt.build("tensorrt-rtx", network, wrong, generations=("ada",))

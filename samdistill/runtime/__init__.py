@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from samdistill.errors import UsageError
+from samdistill.errors import BundleError, UsageError
+from samdistill.runtime.onnx_file import external_files
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -109,6 +110,22 @@ class Network:
     data: Mapping[str, bytes]
     precision: str
 
+    def check_weights(self) -> None:
+        """Make sure that a graph has all its weights in itself and in `data`: libraries look on the disk too.
+
+        Raises
+        ------
+        BundleError
+            When it names another file.
+        """
+        strange = sorted(external_files(self.content) - self.data.keys())
+        if strange:
+            known = f" or in {', '.join(self.data)}" if self.data else ""
+            raise BundleError(
+                f"the network must have its weights in itself{known}, not in {strange[0]!r}, a file that the "
+                "manifest does not give it. Do not use this bundle; export it again."
+            )
+
 
 def _onnxruntime(network: Network, device: Device, threads: int | None) -> Engine:
     from samdistill.runtime.onnxruntime import OnnxRuntimeEngine
@@ -189,10 +206,13 @@ def open_engine(
     DeviceUnavailable
         When the library or the device cannot be had.
     BundleError
-        When the library cannot open the network.
+        When the library cannot open the network, or its weights lie in other files than `data`.
     """
     if runtime not in RUNTIMES:
         raise UsageError(f"runtime must be one of {', '.join(RUNTIMES)}, not {runtime!r}.")
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, not {threads}.")
-    return RUNTIMES[runtime](Network(model, data or {}, precision), Device.parse(device), threads)
+    network = Network(model, data or {}, precision)
+    if runtime not in PLANNED:
+        network.check_weights()
+    return RUNTIMES[runtime](network, Device.parse(device), threads)

@@ -120,9 +120,10 @@ def build(
     DeviceUnavailable
         When the library is not installed, or there is no GPU where one is needed.
     BundleError
-        When the library cannot read or build the graph.
+        When the library cannot read or build the graph, or its weights lie in other files than its data.
     """
     library = _library(runtime)
+    network.check_weights()
     log = _log(library)
     builder = library.Builder(log)
     typed = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
