@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from samdistill.export.onnx import writing
+
 HEAVY = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 FOLLOWING = frozenset(
     {
@@ -34,6 +36,7 @@ FOLLOWING = frozenset(
 LARGEST = 60000.0  # of a constant; fp16 ends at 65504
 
 
+@writing("a network in fp16")
 def lower(content: bytes, *, keep_ends: bool = False) -> bytes:
     """Write a graph in fp16.
 
@@ -48,6 +51,11 @@ def lower(content: bytes, *, keep_ends: bool = False) -> bytes:
     -------
     bytes
         ONNX of the same inputs and outputs.
+
+    Raises
+    ------
+    BundleError
+        When the graph cannot be rewritten.
     """
     model = onnx.shape_inference.infer_shapes(onnx.load_from_string(content))
     heavy = [node.name for node in model.graph.node if node.op_type in HEAVY]

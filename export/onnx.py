@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import onnx
 import torch
 from torch import nn
 
-from samdistill.errors import UsageError
+from samdistill.errors import BundleError, SamdistillError, UsageError
 
 OPSET = 18
 INPUT, OUTPUT = "pixels", "logits"
@@ -23,6 +24,28 @@ LARGEST_PX = 8192
 MAX_BYTES = (1 << 31) - (1 << 20)  # of a protobuf
 
 
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Say in one line what one of ONNX's libraries cannot do; their exceptions have no base in common.
+
+    Raises
+    ------
+    BundleError
+        For any exception but our own, and want of memory or disk.
+    """
+    try:
+        yield
+    except (SamdistillError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise BundleError(
+            f"{what} cannot be written as ONNX: {reason}. Install the versions that constraints.txt names; "
+            "where these are, SAMDISTILL_DEBUG=1 shows where it fails."
+        ) from error
+
+
+@writing("the student")
 def export_onnx(student: nn.Module) -> bytes:
     """Export a student.
 
@@ -42,6 +65,8 @@ def export_onnx(student: nn.Module) -> bytes:
     ------
     UsageError
         When the student is larger than an ONNX file may be.
+    BundleError
+        When it cannot be exported.
     """
     fixed = with_fixed_padding(student)
     dim = torch.export.Dim

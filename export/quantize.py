@@ -26,7 +26,7 @@ from onnxruntime.quantization import (
 )
 
 from samdistill.arrays import Image
-from samdistill.export.onnx import INPUT, MULTIPLE
+from samdistill.export.onnx import INPUT, MULTIPLE, writing
 from samdistill.geometry import resize_image
 
 IMAGES = 16  # whose activations are looked at; all of them lie in memory at once
@@ -48,6 +48,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return None if pixels is None else {INPUT: pixels}
 
 
+@writing("the student in int8")
 def quantize(content: bytes, images: Iterable[Image], *, size: int) -> bytes:
     """Write a student's graph in int8.
 
@@ -65,6 +66,11 @@ def quantize(content: bytes, images: Iterable[Image], *, size: int) -> bytes:
     -------
     bytes
         ONNX of the same input and output.
+
+    Raises
+    ------
+    BundleError
+        When the graph cannot be quantised.
     """
     side = -(-size // MULTIPLE) * MULTIPLE
     squares = (resize_image(image, (side, side)).transpose(2, 0, 1)[None] for image in images)

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from samdistill.errors import UsageError
-from samdistill.export.onnx import MAX_BYTES, OPSET, cleaned
+from samdistill.export.onnx import MAX_BYTES, OPSET, cleaned, writing
 from samdistill.teacher import Teacher
 from samdistill.teacher.decoder import PromptBatch, decode_one, encode_prompts
 
@@ -134,6 +134,8 @@ def export_encoder(teacher: Teacher, *, max_bytes: int = MAX_BYTES) -> Graph:
     ------
     UsageError
         When the teacher is not on the CPU.
+    BundleError
+        When it cannot be exported.
     """
     side = teacher.input_side
     pixels = torch.zeros(2, 3, side, side, dtype=torch.uint8)
@@ -177,6 +179,7 @@ def export_decoder(teacher: Teacher) -> Graph:
     )
 
 
+@writing("the teacher")
 def _export(
     teacher: Teacher,
     network: nn.Module,

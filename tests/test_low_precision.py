@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from colour_student import CLASS_NAMES, ColourStudent
 from onnx import TensorProto
 from torch import nn
 
+import samdistill.export.quantize as quantizing
 from samdistill.bundle import Bundle
 from samdistill.engines import candidates, open_part
 from samdistill.errors import BundleError, DeviceUnavailable, InputRejected, UsageError
@@ -123,6 +124,40 @@ def test_int8_is_per_channel_and_its_ranges_come_from_the_images(mixture: bytes)
     assert any(ranges[0][name] < 0.5 * ranges[1][name] for name in ranges[0])
 
 
+class Stubborn(nn.Module):
+    """A network that does not fit into a graph."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.float() if pixels.float().mean() > 0 else -pixels.float()
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (lambda student: lower(b"nonsense"), "a network in fp16 cannot be written as ONNX: DecodeError: "),
+        (lambda student: quantize(student, [], size=32), "the student in int8 cannot be written as ONNX: "),
+        (lambda student: export_onnx(Stubborn()), "the student cannot be written as ONNX: "),
+    ],
+)
+def test_what_a_library_cannot_write_is_told_in_one_line(
+    tiny_bundle: Path, write: Callable[[bytes], bytes], words: str
+) -> None:
+    with pytest.raises(BundleError, match=words) as caught:
+        write((tiny_bundle / "student.onnx").read_bytes())
+    assert "\n" not in str(caught.value)
+    assert "constraints.txt" in str(caught.value)
+    assert caught.value.__cause__ is not None
+
+
+def test_an_image_that_cannot_be_read_is_not_taken_for_a_library_that_fails(tiny_bundle: Path) -> None:
+    def images() -> Iterator[Any]:
+        raise InputRejected("a.png is damaged")
+        yield
+
+    with pytest.raises(InputRejected, match=r"a\.png is damaged"):
+        quantize((tiny_bundle / "student.onnx").read_bytes(), images(), size=32)
+
+
 # --- the ladder
 
 
@@ -204,6 +239,20 @@ def test_what_fails_steps_up_until_something_passes_and_says_so(
         "student.mixed.onnx",
         "student.onnx",
     ]
+
+
+def test_a_quantiser_that_fails_steps_up_and_says_so(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quantize_static(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("no such\noperator")
+
+    monkeypatch.setattr(quantizing, "quantize_static", quantize_static)
+    told = Told()
+    publish(source(), cases, tmp_path / "b", engines=Engines(("int8",)), calibration=cases, progress=told)
+    assert any("int8 cannot run here: the student in int8 cannot be" in line for line in told.lines)
+    assert any("RuntimeError: no such operator" in line for line in told.lines)
+    assert {one.precision for one in Bundle.open(tmp_path / "b").manifest.engines} == {"fp32", "fp16"}
 
 
 def test_where_nothing_low_passes_fp32_is_what_there_is(
