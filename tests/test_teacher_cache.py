@@ -22,6 +22,8 @@ from samdistill.errors import UsageError  # noqa: E402
 from samdistill.prompts import Prompts  # noqa: E402
 from samdistill.teacher import Embedding, Teacher  # noqa: E402
 from samdistill.teacher.cache import EmbeddingCache, decode_entry, encode_entry, entry_key  # noqa: E402
+from samdistill.teacher.proposal_cache import FOLDER, ProposalCache  # noqa: E402
+from samdistill.teacher.propose import ProposeConfig  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -114,16 +116,50 @@ def test_the_longest_unused_entries_go_first(teacher: Teacher, tmp_path: Path) -
     assert cache.statistics.evicted == 1
 
 
-def test_what_a_killed_writer_left_is_swept_up_once_it_is_old(teacher: Teacher, tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_bytes", [None, 10**9])
+def test_what_a_killed_writer_left_is_swept_up_once_it_is_old(
+    teacher: Teacher, tmp_path: Path, max_bytes: int | None
+) -> None:
     folder = tmp_path / "ab"
     folder.mkdir()
     fresh, stale = folder / ".x.bin.1.tmp", folder / ".y.bin.2.tmp"
     fresh.write_bytes(b"x")
     stale.write_bytes(b"y")
     os.utime(stale, (time.time() - 7200, time.time() - 7200))
-    EmbeddingCache(tmp_path, max_bytes=10**9).embed(teacher, images(1))
+    EmbeddingCache(tmp_path, max_bytes=max_bytes).embed(teacher, images(1))
     assert fresh.exists()
     assert not stale.exists()
+
+
+def test_what_a_killed_writer_left_of_proposals_is_swept_up_too(teacher: Teacher, tmp_path: Path) -> None:
+    (tmp_path / FOLDER / "ab").mkdir(parents=True)
+    stale = tmp_path / FOLDER / "ab" / ".y.bin.2.tmp"
+    stale.write_bytes(b"y")
+    os.utime(stale, (time.time() - 7200, time.time() - 7200))
+    (image,) = images(1)
+    cache = ProposalCache(tmp_path, teacher, ProposeConfig(points_per_side=1))
+    cache.propose(image, lambda: teacher.embed([image])[0])
+    assert not stale.exists()
+
+
+def test_a_large_cache_is_not_looked_through_at_every_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every write in a folder of N entries would look at N files, of all writes together N squared."""
+    looks = []
+    evict = EmbeddingCache._evict
+    monkeypatch.setattr(EmbeddingCache, "_evict", lambda self, most: looks.append(1) or evict(self, most))
+    monkeypatch.setattr(
+        "samdistill.teacher.cache.write_bytes", lambda path, content: path.write_bytes(content)
+    )
+    one = Embedding(torch.zeros(1, 1, 1), (1, 1), (1, 1))
+    size = len(encode_entry(one))
+    cache = EmbeddingCache(tmp_path, max_bytes=200 * size)
+    for number in range(600):
+        cache._write(f"{number % 16:02x}{number:06d}", one)
+        assert number - cache.statistics.evicted < 200 + 200 // 20, "it stays below its limit"
+    assert 180 <= len(list(tmp_path.glob("??/*.bin"))) <= 210
+    assert len(looks) <= 100
 
 
 def test_a_full_disk_is_told_and_leaves_no_half_entry(

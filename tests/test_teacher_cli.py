@@ -63,6 +63,25 @@ def test_embed_fills_a_cache_and_goes_on_where_it_stopped(tmp_path: Path) -> Non
     assert "1 of 4 images embedded, 3 were there" in run(*arguments)
 
 
+@pytest.mark.parametrize("size", ["nan", "inf", "-1", "0", "1e-12"])
+def test_a_cache_of_no_size_is_refused(tmp_path: Path, size: str) -> None:
+    arguments = ["embed", str(tmp_path), "--cache", str(tmp_path / "store"), "--max-gb", size]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception).startswith("--max-gb must be above 0")
+
+
+def test_embed_says_when_the_cache_is_too_small_for_the_images(tmp_path: Path) -> None:
+    images = tmp_path / "data" / "images"
+    images.mkdir(parents=True)
+    for i in range(3):
+        Image.fromarray(np.full((20, 20, 3), i, np.uint8)).save(images / f"{i}.png")
+    arguments = ("embed", str(tmp_path / "data"), "--cache", str(tmp_path / "store"), "--max-gb", "0.0004")
+    output = run(*arguments)
+    assert "3 of 3 images embedded, 0 were there" in output
+    assert "1 embeddings, those longest unused, went again to stay below 0.0004 GB" in output
+
+
 def test_embed_of_a_folder_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["embed", str(tmp_path), "--cache", str(tmp_path / "store")])
     assert isinstance(result.exception, InputRejected)

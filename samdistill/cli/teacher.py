@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,17 +87,22 @@ def embed(
     cache: Annotated[Path, typer.Option(help="Folder of the embedding cache.")],
     teacher: Annotated[str, typer.Option(help="As for `teacher check`.")] = "tiny",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    max_gb: Annotated[float | None, typer.Option(help="The longest unused entries go above this.")] = None,
+    max_gb: Annotated[
+        float | None, typer.Option(help="Size of the cache; above it the entries longest unused go.")
+    ] = None,
 ) -> None:
     """Embed every image of a data set into the cache; what is there is skipped, so a run can be resumed."""
     from rich.console import Console
     from rich.progress import Progress
 
     from samdistill.arrays import Image
+    from samdistill.errors import UsageError
     from samdistill.io.dataset import Case, open_dataset
     from samdistill.teacher.cache import EmbeddingCache
     from samdistill.train.launch import choose_intensity
 
+    if max_gb is not None and not 1e-9 <= max_gb < math.inf:
+        raise UsageError(f"--max-gb must be above 0, a size in gigabytes, not {max_gb:g}.")
     cases = open_dataset(data, infer_classes=False).cases
     intensity = choose_intensity([case.image_path for case in cases])
     store = EmbeddingCache(cache, max_bytes=None if max_gb is None else int(max_gb * 1e9))
@@ -113,6 +119,8 @@ def embed(
             progress=lambda done: progress.update(task, completed=done),
         )
     print(f"{cache}: {new} of {len(cases)} images embedded, {len(cases) - new} were there")
+    if evicted := store.statistics.evicted:
+        print(f"{evicted} embeddings, those longest unused, went again to stay below {max_gb:g} GB")
 
 
 def _load(name: str, device: str) -> Teacher:

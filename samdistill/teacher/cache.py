@@ -29,6 +29,7 @@ from samdistill.teacher.sam import Embedding, Teacher
 MAGIC = b"samdistill-embedding-1\n"
 HEADER = struct.Struct("<7I")  # channels, height, width; the image's height, width; the input's height, width
 ABANDONED_S = 3600.0  # a temporary file older than this has no writer any more
+LOOKS = 20  # how often a folder is looked through while as much is written as it may hold
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class EmbeddingCache:
     folder
         Made if it is missing.
     max_bytes
-        After a write the entries longest unused go until the folder is below this; None: no limit.
+        Above this the entries longest unused go, and a twentieth of all with them; None: no limit. To look
+        through all entries after every write would take the time of many encoders, so that is done after
+        each twentieth written: by so much each process that writes may exceed it meanwhile.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int | None = None) -> None:
@@ -61,6 +64,7 @@ class EmbeddingCache:
             raise ValueError(f"max_bytes must be positive or None, not {max_bytes}.")
         self.folder, self.max_bytes = folder, max_bytes
         self._hits = self._misses = self._evicted = 0
+        self._room = -1  # bytes that may be written before the folder is looked through
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -144,36 +148,50 @@ class EmbeddingCache:
 
     def _write(self, key: str, embedding: Embedding) -> None:
         """Write an entry; a full or read-only disk leaves the cache as it was and says so."""
-        path = self._path(key)
+        path, content = self._path(key), encode_entry(embedding)
+        if self._misses == 1:
+            sweep(self.folder)
         try:
             path.parent.mkdir(exist_ok=True)
-            write_bytes(path, encode_entry(embedding))
+            write_bytes(path, content)
         except OSError as error:
             raise UsageError(
                 f"the embedding cache {self.folder} cannot be written: {error.strerror}. Free space, or name "
                 "another folder."
             ) from error
-        if self.max_bytes is not None:
-            self._evict(self.max_bytes)
+        self._room -= len(content)
+        if self.max_bytes is not None and self._room < 0:
+            left = self.max_bytes - self._evict(self.max_bytes)
+            self._room = min(left, self.max_bytes // LOOKS)
 
-    def _evict(self, max_bytes: int) -> None:
+    def _evict(self, max_bytes: int) -> int:
+        """Let entries go where they are too many; return how many bytes stay."""
         entries = []
-        for path in self.folder.glob("??/*"):
+        for path in self.folder.glob("??/*.bin"):
             try:
                 stat = path.stat()
             except FileNotFoundError:
                 continue
             entries.append((stat.st_mtime, stat.st_size, path))
         total = sum(size for _, size, _ in entries)
-        for used, size, path in sorted(entries):
-            unfinished = path.suffix == ".tmp"
-            if unfinished and time.time() - used > ABANDONED_S:
-                path.unlink(missing_ok=True)
-                total -= size
-            elif not unfinished and total > max_bytes:
-                path.unlink(missing_ok=True)
-                self._evicted += 1
-                total -= size
+        more = len(entries) // LOOKS if total > max_bytes else 0
+        for _, size, path in sorted(entries):
+            if total <= max_bytes:
+                if more == 0:
+                    break
+                more -= 1
+            path.unlink(missing_ok=True)
+            self._evicted += 1
+            total -= size
+        return total
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left in a cache's folder, once it is old."""
+    for path in folder.glob("??/.*.tmp"):
+        with contextlib.suppress(OSError):  # swept by somebody else meanwhile, or somebody else's
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
+                path.unlink()
 
 
 def entry_key(teacher: Teacher, image: Image) -> str:

@@ -19,7 +19,7 @@ from samdistill.arrays import Image
 from samdistill.errors import UsageError
 from samdistill.io.files import write_bytes
 from samdistill.proposals import Proposals, boxes_of
-from samdistill.teacher.cache import entry_key
+from samdistill.teacher.cache import entry_key, sweep
 from samdistill.teacher.propose import ProposeConfig, propose
 from samdistill.teacher.sam import Embedding, Teacher
 
@@ -63,6 +63,8 @@ class ProposalCache:
         if found is None:  # also where an entry is damaged: a disk's fault, no writer leaves such
             found = propose(self._teacher, embed(), self._config, image=image)
             self.made += 1
+            if self.made == 1:
+                sweep(self.folder)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(path, encode_proposals(found))
