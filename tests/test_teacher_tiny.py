@@ -196,6 +196,38 @@ def test_training_writes_a_checkpoint_and_goes_on_from_it(start: Path | None, tm
     assert all(torch.equal(trainer.averaged[key], value) for key, value in state["averaged"].items())
 
 
+def test_pictures_that_were_not_all_drawn_are_drawn_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of pictures whose last are empty would be taken for whole, and no held-out one ever be found."""
+    pytest.importorskip("cv2", reason="the pictures are drawn with opencv, of the extra test")
+    from samdistill.teacher.tiny import pictures, samples
+
+    kept, drawn = [], pictures.picture
+
+    def killed(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+        kept.append(drawn(rng))
+        return kept[-1]
+
+    monkeypatch.setattr(pictures, "picture", killed)
+    with pytest.raises(KeyboardInterrupt):
+        samples.cache_pictures(tmp_path, 1, 5)
+    assert list(tmp_path.glob("pictures_*")) == []
+    killed_file = tmp_path / ".pictures_1_images.npy.0123abcd.tmp"
+    killed_file.write_bytes(b"half")
+    monkeypatch.setattr(pictures, "picture", drawn)
+    samples.cache_pictures(tmp_path, 1, 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "pictures_1_bits.npy",
+        "pictures_1_images.npy",
+    ]
+    images = np.load(tmp_path / "pictures_1_images.npy", mmap_mode="r")
+    assert len(images) == 5 and all(image.any() for image in images)
+    np.testing.assert_array_equal(images[1], kept[0][0])
+
+
 def test_samples_of_pictures_with_more_and_fewer_objects_are_joined_in_order(tmp_path: Path) -> None:
     """Objects lie in one row, each with its image, its box where its mask is."""
     pytest.importorskip("cv2", reason="the pictures are drawn with opencv, of the extra test")

@@ -20,6 +20,7 @@ from PIL import Image as PillowImage
 
 from samdistill import phantoms
 from samdistill.components import label
+from samdistill.io.files import atomic_write, remove_leftovers
 from samdistill.teacher.tiny import pictures
 from samdistill.teacher.tiny.split import TRAINED_SETS, held_out
 
@@ -75,14 +76,19 @@ def real_sources(data: Path, name: str, *, hold_out: bool = False) -> list[Sourc
 def cache_pictures(folder: Path, seed: int, count: int) -> None:
     """Draw `count` pictures into the cache folder, each by seed and number, a quarter of them phantoms."""
     folder.mkdir(parents=True, exist_ok=True)
-    base = folder / f"pictures_{seed}"
-    images = open_memmap(f"{base}_images.npy", "w+", np.uint8, (count, SIZE, SIZE, 3))
-    bits = open_memmap(f"{base}_bits.npy", "w+", np.uint8, (count, SIZE, SIZE))
-    for i in range(count):
-        if i % 4 == 0:
-            images[i], bits[i] = phantom(seed, i // 4)
-        else:
-            images[i], bits[i] = pictures.picture(np.random.default_rng([seed, i]))
+    paths = [folder / f"pictures_{seed}_{what}.npy" for what in ("images", "bits")]
+    remove_leftovers(folder, [path.name for path in paths])
+    # The images, which are looked for, appear last: killed before, all are drawn anew.
+    with atomic_write(paths[0]) as images_path, atomic_write(paths[1]) as bits_path:
+        images = open_memmap(images_path, "w+", np.uint8, (count, SIZE, SIZE, 3))
+        bits = open_memmap(bits_path, "w+", np.uint8, (count, SIZE, SIZE))
+        for i in range(count):
+            if i % 4 == 0:
+                images[i], bits[i] = phantom(seed, i // 4)
+            else:
+                images[i], bits[i] = pictures.picture(np.random.default_rng([seed, i]))
+        images.flush()
+        bits.flush()
 
 
 def phantom(seed: int, index: int) -> tuple[Pixels, Pixels]:
