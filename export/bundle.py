@@ -242,6 +242,7 @@ def publish(
                 cases,
                 source.intensity,
                 size=source.size,
+                prompts=prompts,
                 progress=progress,
                 engines=engines,
             )

@@ -20,6 +20,7 @@ from samdistill.golden import GoldenCase, TeacherCase
 from samdistill.intensity import IntensityRule
 from samdistill.predictor import Pixels, masks_of
 from samdistill.prompts import Prompts
+from samdistill.refine import MINE, RefineConfig, suited
 from samdistill.teacher import Teacher, TeacherMasks
 
 KINDS = ("endoscopy", "ultrasound", "xray")  # colour, grey, overlapping classes: a fourth tells no more
@@ -103,18 +104,23 @@ def _answered(
     return GoldenCase(pixels, masks_of(maps, thresholds=thresholds, multi_label=multi_label), maps)
 
 
-def make_teacher_golden(teacher: Teacher) -> tuple[str, TeacherCase]:
+def make_teacher_golden(teacher: Teacher, prompts: RefineConfig = MINE) -> tuple[str, TeacherCase]:
     """Make one case of every combination of prompts for what a phantom shows.
+
+    Parameters
+    ----------
+    prompts
+        How the bundle's student will prompt it.
 
     Returns
     -------
     tuple
         How the picture was made, and the case.
     """
-    boxes_only = teacher.preprocessing == "medsam"
+    again = suited(prompts, teacher.preprocessing).second_pass
     phantom = phantoms.make("endoscopy", seed=SEED, size=TEACHER_SIZE)
     mask = phantom.masks[phantom.masks.any(axis=(1, 2)).argmax()]
-    sets = combinations(mask, boxes_only=boxes_only)
+    sets = combinations(mask, boxes_only=teacher.preprocessing == "medsam", second_pass=again)
     slots = max(1, *(len(one.points) if one.points is not None else 0 for one in sets))
     points = np.zeros((len(sets), slots, 2), np.float32)
     labels = np.full((len(sets), slots), -1, np.int32)

@@ -27,6 +27,7 @@ from samdistill.golden import GoldenResult, compare, compare_teacher
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import Case
 from samdistill.manifest import EngineRecord, GoldenRecord, ModelRecord, Part, Precision, TeacherRecord
+from samdistill.refine import RefineConfig
 from samdistill.runtime import Engine, is_installed, open_engine
 from samdistill.teacher import Teacher
 
@@ -208,10 +209,17 @@ def teacher_piece(
     intensity: IntensityRule,
     *,
     size: int,
+    prompts: RefineConfig,
     progress: Progress,
     engines: Engines = FP32,
 ) -> Piece:
-    """Export the teacher's encoder and decoder and hold them against PyTorch; errors as for the student's."""
+    """Export the teacher's encoder and decoder and hold them against PyTorch; errors as for the student's.
+
+    Parameters
+    ----------
+    prompts
+        How the student's answer will be put to it.
+    """
     progress.on_message(f"exporting the teacher {record.name} to ONNX")
     graphs: dict[Part, Graph] = {"encoder": export_encoder(teacher), "decoder": export_decoder(teacher)}
     files: dict[str, bytes] = {}
@@ -225,8 +233,8 @@ def teacher_piece(
         models[part] = ModelRecord(file, OPSET, graph.parameters, graph.inputs, graph.outputs, data)
         fp32[part] = open_engine(graph.content, data=beside)
     progress.on_message(f"comparing the teacher with PyTorch on {len(cases)} validation images")
-    reference = TeacherReference(teacher, record, _reading(cases, intensity, progress))
-    origin, case = make_teacher_golden(teacher)
+    reference = TeacherReference(teacher, record, _reading(cases, intensity, progress), prompts)
+    origin, case = make_teacher_golden(teacher, prompts)
     files["golden/teacher.npz"] = case.to_npz()
     golden_record = GoldenRecord(
         "teacher", "golden/teacher.npz", origin, GOLDEN_DIFFERENCE, GOLDEN_CHANGED, part="teacher"

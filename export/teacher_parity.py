@@ -1,13 +1,13 @@
 """The teacher's way through the gate: every combination of prompts, against PyTorch, on validation images.
 
-Knows no bundle and no student.
+Among them are those of the bundle's own way of asking, in its own passes. Knows no bundle and no student.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,8 @@ from samdistill.arrays import Image, Mask, Masks
 from samdistill.bundled_teacher import BundledTeacher
 from samdistill.export.parity import Agreement, ParityReport, Truth
 from samdistill.manifest import Part, TeacherRecord
-from samdistill.prompts import PromptConfig, Prompts, extract
+from samdistill.prompts import Extraction, PromptConfig, Prompts, extract, extract_with_masks
+from samdistill.refine import MINE, Pass, RefineConfig, Segmenter, answer_all, select, suited
 from samdistill.runtime import Engine
 from samdistill.teacher import Embedding, Teacher, TeacherMasks
 from samdistill.teacher_frame import TeacherFrame, prompt_arrays
@@ -26,10 +27,13 @@ _INSIDE = np.float32(4.0)
 _SETS = PromptConfig(count=3, spread_px=2.0)
 
 
-def combinations(mask: Mask, *, boxes_only: bool = False) -> list[Prompts]:
+def combinations(
+    mask: Mask, *, boxes_only: bool = False, second_pass: Pass | Literal["none"] = "none"
+) -> list[Prompts]:
     """Every combination of prompts for one object: (H, W) bool with at least one pixel.
 
-    Box; one point; points; box and points; both and mask logits. With `boxes_only` the box.
+    Box; one point; points; box and points; both and mask logits; what a second pass gives with mask logits,
+    where that is something else. With `boxes_only` the box.
     """
     maps = mask[None].astype(np.float32)
     (found,) = extract(maps, _SETS)[0]
@@ -44,13 +48,17 @@ def combinations(mask: Mask, *, boxes_only: bool = False) -> list[Prompts]:
     points = np.concatenate([found.points, np.array([[x, y]], np.float32)])
     labels = np.append(found.point_labels, np.int32(0))
     logits = np.where(mask, _INSIDE, -_INSIDE)
-    return [
+    both = Prompts(points=points, point_labels=labels, box=found.box)
+    sets = [
         box,
         Prompts(points=points[:1], point_labels=labels[:1]),
         Prompts(points=points, point_labels=labels),
-        Prompts(points=points, point_labels=labels, box=found.box),
-        Prompts(points=points, point_labels=labels, box=found.box, mask_logits=logits),
+        both,
+        replace(both, mask_logits=logits),
     ]
+    if second_pass != "none" and second_pass != "all":
+        sets.append(replace(select(both, second_pass), mask_logits=logits))
+    return sets
 
 
 def objects(size: tuple[int, int], masks: Masks | None) -> Masks:
@@ -66,7 +74,10 @@ def objects(size: tuple[int, int], masks: Masks | None) -> Masks:
 
 @dataclass(frozen=True, eq=False)
 class TeacherAnswer:
-    """What PyTorch makes of one image's prompt sets, as it chooses and with the best of three for the box."""
+    """What PyTorch makes of one image's prompt sets, as it chooses and with the best of three for the box.
+
+    And what it makes of the image's objects, each for a class, when it is asked in the bundle's own way.
+    """
 
     image: Image
     truth: Masks | None
@@ -74,6 +85,8 @@ class TeacherAnswer:
     sets: list[Prompts]
     chosen: TeacherMasks
     best_of_three: TeacherMasks
+    extraction: Extraction
+    refined: Masks
 
 
 class TeacherReference:
@@ -87,17 +100,27 @@ class TeacherReference:
         What the manifest will say of it.
     images
         uint8 (H, W, 3) with their truth or None; at least one.
+    prompts
+        How the bundle's student will prompt it.
     """
 
     def __init__(
-        self, teacher: Teacher, record: TeacherRecord, images: Iterable[tuple[Image, Truth | None]]
+        self,
+        teacher: Teacher,
+        record: TeacherRecord,
+        images: Iterable[tuple[Image, Truth | None]],
+        prompts: RefineConfig = MINE,
     ) -> None:
         self._record = record
-        self._boxes_only = teacher.preprocessing == "medsam"
+        self._config = suited(prompts, teacher.preprocessing)
+        boxes_only, again = teacher.preprocessing == "medsam", self._config.second_pass
         self.answers: list[TeacherAnswer] = []
         for image, truth in images:
             found = objects((image.shape[0], image.shape[1]), None if truth is None else truth[0])
-            sets = [one for mask in found for one in combinations(mask, boxes_only=self._boxes_only)]
+            sets = [
+                one for mask in found for one in combinations(mask, boxes_only=boxes_only, second_pass=again)
+            ]
+            extraction = extract_with_masks(found.astype(np.float32), self._config.prompts)
             (embedding,) = teacher.embed([image])
             self.answers.append(
                 TeacherAnswer(
@@ -107,8 +130,19 @@ class TeacherReference:
                     sets,
                     teacher.segment([embedding], [sets]),
                     teacher.segment([embedding], [sets[:1]], multimask=True),
+                    extraction,
+                    self._refined(teacher, embedding, extraction),
                 )
             )
+
+    def _refined(self, segmenter: Segmenter, embedding: Any, extraction: Extraction) -> Masks:
+        """Ask in the bundle's way, in one pass or two: (K, H, W) masks of the objects that have prompts."""
+        asked = [number for number, sets in enumerate(extraction.prompts) if sets]
+        if not asked:
+            return extraction.masks[:0]
+        (answer,) = answer_all(segmenter, [embedding], [extraction], self._config)
+        masks: Masks = answer.masks[asked]
+        return masks
 
     def examples(self, encoder: Engine) -> dict[Part, dict[str, npt.NDArray[Any]]]:
         """Inputs of one call of each network: the first image, and its first prompt set."""
@@ -159,8 +193,10 @@ class TeacherReference:
                     agreement.add_output(got.low_res_logits, expected.low_res_logits)
                     agreement.add_output(got.predicted_iou, expected.predicted_iou)
             agreement.add_masks(
-                np.stack([*chosen.masks, *best.masks]),
-                np.stack([*answer.chosen.masks, *answer.best_of_three.masks]),
+                np.stack(
+                    [*chosen.masks, *best.masks, *self._refined(exported, embedding, answer.extraction)]
+                ),
+                np.stack([*answer.chosen.masks, *answer.best_of_three.masks, *answer.refined]),
             )
             if answer.truth is not None:  # the first set of each object is its box
                 step = len(answer.sets) // len(answer.truth)

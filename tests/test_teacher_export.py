@@ -20,19 +20,21 @@ from teacher_bundles import Graphs, graphs_of
 
 import samdistill.export.pieces as pieces
 from samdistill import phantoms
-from samdistill.bundled_teacher import BundledTeacher
+from samdistill.bundled_teacher import BundledTeacher, answered
 from samdistill.errors import BundleError, UsageError
 from samdistill.export.bundle import publish
+from samdistill.export.golden import make_teacher_golden
 from samdistill.export.parity import ParityError
 from samdistill.export.pieces import Source, teacher_record
 from samdistill.export.teacher_onnx import export_encoder
 from samdistill.export.teacher_parity import TeacherReference, combinations
-from samdistill.golden import TeacherCase
+from samdistill.golden import TeacherCase, compare_teacher
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import Case, open_dataset
+from samdistill.manifest import GoldenRecord
 from samdistill.phantoms.folder import write
 from samdistill.prompts import PromptConfig, Prompts
-from samdistill.refine import RefineConfig
+from samdistill.refine import BURDEN, MINE, RefineConfig
 from samdistill.runtime import Arrays, Engine, open_engine
 from samdistill.teacher import Teacher, load_teacher
 from samdistill.teacher_frame import TeacherFrame
@@ -238,10 +240,40 @@ def test_the_gate_passes_the_export_and_stops_one_whose_weights_were_moved(
         report = reference.measure(encoder, decoder, model=part)
         report.require()
         assert report.images == 3
-        assert report.masks == sum(6 * min(3, c.read_masks().any(axis=(1, 2)).sum()) for c in cases)
+        assert report.masks == sum(7 * min(3, c.read_masks().any(axis=(1, 2)).sum()) for c in cases)
     wrong = open_engine(moved_bias(graphs["decoder"].content, 0.3))
     with pytest.raises(ParityError, match="the decoder exported in fp32"):
         reference.measure(encoder, wrong, model="decoder").require()
+
+
+class WrongWithoutBox(Elsewhere):
+    """A decoder that turns its answers round where mask logits come without a box."""
+
+    def run(self, inputs: Arrays) -> dict[str, Any]:
+        answers = super().run(inputs)
+        logits = answers["low_res_logits"].copy()
+        logits[inputs["has_mask"] & ~inputs["has_box"]] *= -1
+        return {**answers, "low_res_logits": logits}
+
+
+@pytest.mark.parametrize(("config", "seen"), [(MINE, False), (BURDEN, True)])
+def test_gate_and_golden_case_ask_what_the_bundles_own_second_pass_asks(
+    small: tuple[Teacher, Graphs], cases: list[Case], config: RefineConfig, seen: bool
+) -> None:
+    """BURDEN's has points and mask logits without a box; MINE has one pass, and nobody asks for that."""
+    teacher, graphs = small
+    record = teacher_record(teacher, "none")
+    encoder, decoder = (open_engine(graph.content) for graph in graphs.values())
+    wrong = WrongWithoutBox(decoder, "CPU")
+    images = [(case.read_image(), case.read_labels()) for case in cases[:1]]
+    reference = TeacherReference(teacher, record, images, config)
+    assert reference.measure(encoder, decoder, model="decoder").failures() == []
+    assert bool(reference.measure(encoder, wrong, model="decoder").failures()) == seen
+    origin, case = make_teacher_golden(teacher, config)
+    golden = GoldenRecord("teacher", "golden/teacher.npz", origin, 0.002, 0.001, part="teacher")
+    for engine, passed in ((decoder, True), (wrong, not seen)):
+        found = answered(BundledTeacher(record, encoder, engine), case)
+        assert compare_teacher(found, case, golden).passed == passed
 
 
 # --- in a bundle
@@ -320,6 +352,6 @@ def test_a_golden_case_comes_back_from_its_file(bundle: Path) -> None:
     content = (bundle / "golden" / "teacher.npz").read_bytes()
     case = TeacherCase.from_npz(content, "teacher")
     assert case.to_npz() == content
-    assert len(case.prompts()) == 5
-    assert len(case.masks) == len(case.predicted_iou) == len(case.probabilities) == 10
+    assert len(case.prompts()) == 6  # the bundle's second pass among them
+    assert len(case.masks) == len(case.predicted_iou) == len(case.probabilities) == 12
     assert any(mask.any() and not mask.all() for mask in case.masks)
