@@ -68,6 +68,27 @@ def ask_predictor(
     )
 
 
+def test_images_are_prepared_no_earlier_than_they_are_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1024 x 1024 in float32 is 12 MB an image: of thousands, few may be held."""
+    teacher = small_teacher()
+    prepare, waiting, most = teacher._prepare, 0, 0
+
+    def counted(image: np.ndarray) -> Any:
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+        return prepare(image)
+
+    def encoded(*_: Any) -> None:
+        nonlocal waiting
+        waiting = 0
+
+    monkeypatch.setattr(teacher, "_prepare", counted)
+    teacher.model.image_encoder.register_forward_hook(encoded)
+    assert len(teacher.embed([picture((20, 30), seed) for seed in range(11)])) == 11
+    assert most == 8
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_one_call_gives_what_the_predictor_gives_set_by_set(

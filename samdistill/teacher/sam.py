@@ -104,12 +104,14 @@ class Teacher:
         images
             uint8 (H, W, 3) RGB each, of any sizes.
         """
-        prepared = [self._prepare(check_image(image)) for image in images]
+        for image in images:
+            check_image(image)
         embeddings: list[Embedding] = []
         for start in range(0, len(images), EMBED_BATCH):
-            part = prepared[start : start + EMBED_BATCH]
+            batch = images[start : start + EMBED_BATCH]
+            part = [self._prepare(image) for image in batch]
             features = self.model.image_encoder(torch.stack([pixels for pixels, _ in part]).to(self.device))
-            for image, (_, size), one in zip(images[start:], part, features, strict=False):
+            for image, (_, size), one in zip(batch, part, features, strict=True):
                 embeddings.append(Embedding(one, (image.shape[0], image.shape[1]), size))
         return embeddings
 
