@@ -16,7 +16,7 @@ from samdistill.engines import open_record
 from samdistill.errors import BundleError, DeviceUnavailable, UsageError
 from samdistill.export.ladder import OnTrial, Proved, ranked
 from samdistill.manifest import EngineRecord, TeacherRecord
-from samdistill.plans import Blueprint, Plan
+from samdistill.plans import Blueprint, Plan, plans_folder
 from samdistill.profiles import profiles
 from samdistill.runtime import PLANNED, Engine, Network, is_installed, open_engine
 from samdistill.runtime.cuda import Gpu, find_gpu
@@ -82,6 +82,8 @@ def wanted(flavor: str | None = None, gpus: str | None = None) -> Planned:
         For an unknown flavor or generation, and generations for TensorRT.
     DeviceUnavailable
         When the library is not installed, or TensorRT has no GPU to build on.
+    BundleError
+        When the cache that keeps what is built is not this user's alone.
     """
     if flavor is None:
         runtime = next((name for name in PLANNED if is_installed(name)), None)
@@ -119,6 +121,8 @@ def wanted(flavor: str | None = None, gpus: str | None = None) -> Planned:
                 "one: --trt-flavor rtx, after pip install 'samdistill[tensorrt-rtx]'."
             ) from error
         gpu = None
+    if gpu is not None:
+        plans_folder()  # before any work
     return Planned(runtime, version, names if runtime == "tensorrt-rtx" else (), gpu)
 
 

@@ -28,7 +28,7 @@ from samdistill.export.teacher_onnx import Graph, export_encoder
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import Case, open_dataset
 from samdistill.phantoms.folder import write
-from samdistill.plans import is_kept
+from samdistill.plans import is_kept, plans_folder
 from samdistill.predictor import Predictor
 from samdistill.profiles import profiles
 from samdistill.runtime import Network, tensorrt
@@ -298,6 +298,15 @@ def test_what_is_missing_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(DeviceUnavailable, match=r"tensorrt or tensorrt-rtx must be installed for --trt"):
         wanted()
     assert DeviceUnavailable.exit_code == 6
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_cache_that_others_may_write_is_refused_before_any_work() -> None:
+    folder = plans_folder()
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    with pytest.raises(BundleError, match="must be your own folder"):
+        wanted()
 
 
 def test_the_commands_options_go_together(tmp_path: Path) -> None:
