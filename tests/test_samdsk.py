@@ -232,6 +232,20 @@ def test_counts_of_images_go_with_the_run(
     assert (cut.path / "student.safetensors").read_bytes() == expected, "the run's own copy is enough"
 
 
+@pytest.mark.parametrize("stop", [("matching proposals", 4), ("samdsk round 1", 2)])
+def test_a_run_is_not_resumed_with_another_teacher(
+    data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: tuple[str, int]
+) -> None:
+    """Half of a round's annotations by one and half by the other, and nothing would tell."""
+    with pytest.raises(Interrupted):
+        run(data, tmp_path / "run", cache, Watcher(stop), **VARIANTS["samdsk"])
+    other = load_teacher("tiny")
+    other.weights_sha256 = "0" * 64
+    monkeypatch.setattr("samdistill.train.training.load_teacher", lambda *words: other)
+    with pytest.raises(InputRejected, match="by the teacher of weights 000000000000, not of"):
+        run(data, tmp_path / "run", cache, resume=True, **VARIANTS["samdsk"])
+
+
 def test_a_teacher_that_takes_no_points_is_refused_before_anything_is_trained(
     data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,8 +23,10 @@ from samdistill.train.config import load_config
 from samdistill.train.knowledge import Knowledge, read_counts
 from samdistill.train.losses import IGNORE
 from samdistill.train.samdsk_config import ClassConfig, SamdskConfig, UpsConfig
+from samdistill.train.store import PseudoLabel, PseudoStore
 from samdistill.train.strategies.bcp import draw_box, largest
 from samdistill.train.strategies.rounds import divide
+from samdistill.train.strategies.samdsk import Annotations
 from samdistill.train.strategies.ups import answer_to_views, select_pixels
 
 CASES = {"0001", "site_b/0003", "0007"}
@@ -183,6 +185,19 @@ def test_an_annotation_is_kept_as_a_pseudo_label() -> None:
     np.testing.assert_array_equal(one.masks, annotation)
     np.testing.assert_allclose(one.predicted_iou, [0.9, 0.6, np.nan], atol=1e-6)
     np.testing.assert_allclose(one.agreement, [1, 1, np.nan])
+
+
+def test_annotations_are_held_a_byte_a_pixel_and_given_as_targets(tmp_path: Path) -> None:
+    maps, proposals = sure(LEFT), proposed(LEFT)
+    record, annotation = judge("a", maps, proposals, [(1, 1)], SamdskConfig())
+    store = PseudoStore(tmp_path)
+    store.write(PseudoLabel("a", as_pseudo(annotation, maps, proposals, record), "", 1))
+    source = Annotations([(SIDE, SIDE)], [(store, "a")])
+    for _ in range(2):
+        targets = source._targets(0)
+        assert targets.dtype == np.float32
+        np.testing.assert_array_equal(targets[0] == 1, LEFT)
+    assert [one.nbytes for one in source._held.values()] == [SIDE * SIDE]
 
 
 def test_counts_are_read_in_all_their_forms() -> None:
