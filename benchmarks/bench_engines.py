@@ -41,7 +41,7 @@ SETS = 32
 def in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
     """Median and shortest time of each call, ms; one round is each once, after a round to warm up.
 
-    Each is called twice and the second time counts: what threads of the call before still spin is not its own.
+    Each is called twice and the second time counts: what the call before left spinning is not its own.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(rounds + 1):
