@@ -242,7 +242,7 @@ def test_a_run_is_not_resumed_with_another_teacher(
     other = load_teacher("tiny")
     other.weights_sha256 = "0" * 64
     monkeypatch.setattr("samdistill.train.training.load_teacher", lambda *words: other)
-    with pytest.raises(InputRejected, match="by the teacher of weights 000000000000, not of"):
+    with pytest.raises(InputRejected, match="which are 000000000000 now"):
         run(data, tmp_path / "run", cache, resume=True, **VARIANTS["samdsk"])
 
 

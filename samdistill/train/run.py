@@ -56,7 +56,7 @@ class RunRecord:
     encoder_weights
         What the encoder started from: imagenet or none.
     versions
-        Of samdistill and of the libraries that computed.
+        Of samdistill, of the libraries that computed, and of the teacher's weights once it was loaded.
     devices
         Kind and number.
     result

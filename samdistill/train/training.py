@@ -114,9 +114,18 @@ class Training:
 
     @cached_property
     def teacher(self) -> Teacher:
-        """The frozen teacher, on the device of the training."""
+        """The frozen teacher, on the device of the training; on resuming the one that the run began with."""
         teacher = load_teacher(self.config.teacher, str(self.fabric.device))
-        self.watcher.on_message(f"teacher {teacher.name}, weights {teacher.weights_sha256[:12]}")
+        versions, now = self.run.record.versions, teacher.weights_sha256[:12]
+        before = versions.get("teacher weights")
+        if before not in (None, now):
+            raise InputRejected(
+                f"the run began with teacher weights {before}, which are {now} now: pseudo labels of two "
+                "teachers would be mixed. Restore the weights or start a new run."
+            )
+        if before is None and self.fabric.global_rank == 0:
+            self.run.write_record(versions={**versions, "teacher weights": now})
+        self.watcher.on_message(f"teacher {teacher.name}, weights {now}")
         return teacher
 
     @property
