@@ -12,9 +12,10 @@ from pathlib import Path
 from bundles import rewrite
 
 from samdistill.config import to_dict
-from samdistill.export.pieces import teacher_record
+from samdistill.export.golden import make_teacher_golden
+from samdistill.export.pieces import GOLDEN_CHANGED, GOLDEN_DIFFERENCE, teacher_record
 from samdistill.export.teacher_onnx import OPSET, Graph, export_decoder, export_encoder
-from samdistill.manifest import Part
+from samdistill.manifest import GoldenRecord, Part
 from samdistill.refine import RefineConfig
 from samdistill.teacher import Teacher
 
@@ -50,6 +51,13 @@ def give_teacher(bundle: Path, teacher: Teacher, config: RefineConfig) -> Path:
         }
         parity = {**student["parity"], "model": part}
         values["engines"].append({**student, "model": part, "file": path, "parity": parity})
+    origin, case = make_teacher_golden(teacher, config)
+    golden = GoldenRecord(
+        "teacher", "golden/teacher.npz", origin, GOLDEN_DIFFERENCE, GOLDEN_CHANGED, part="teacher"
+    )
+    (bundle / golden.file).write_bytes(case.to_npz())
+    values["files"].append({"path": golden.file, "sha256": "0" * 64, "bytes": 0})
+    values["golden"].append(asdict(golden))
     values["teacher"] = asdict(teacher_record(teacher, "none"))
     values["prompts"] = to_dict(config)
     file.write_text(json.dumps(values))

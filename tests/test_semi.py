@@ -214,6 +214,7 @@ def training(data: Path, cache: Path, configured: Any, tmp_path: Path) -> Callab
         config = configured(strategy, **changes)
         split = make_split(open_dataset(data, infer_classes=False), seed=0, labels=config.labels)
         run = _new_run(split, data, tmp_path / "run", config, choose_devices("cpu", "fp32"), "none")
+        run.path.mkdir(exist_ok=True)
         return Training(run, Fabric(accelerator="cpu", devices=1), split, Silent(), cache=cache)
 
     return make
@@ -428,7 +429,6 @@ def test_the_loss_is_the_sum_of_its_three_parts(training: Any) -> None:
 def test_a_pretrained_student_is_copied_without_the_images(training: Any) -> None:
     """The average is a copy of the student; pre-training must have left nothing hanging on it."""
     inside = training("mean-teacher", pretrain="simclr", pretrain_steps=1)
-    inside.run.path.mkdir()
     plain = inside.new_student()
     student = first_student(inside)
     assert any(not torch.equal(a, b) for a, b in zip(plain.parameters(), student.parameters(), strict=True))
