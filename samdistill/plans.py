@@ -227,9 +227,9 @@ def plan_for(bundle: Bundle, record: EngineRecord, device: str) -> Plan:
         cache is not to be trusted.
     """
     wanted = blueprint(bundle, record, device)
-    kept = _kept(wanted)
+    kept = _kept(wanted, bundle)
     if kept is not None:
-        return Plan(kept, is_kept(bundle, record, device), wanted)
+        return kept
     travels = (
         record.plan is not None
         and record.plan_version == wanted.key["version"]
@@ -242,7 +242,7 @@ def plan_for(bundle: Bundle, record: EngineRecord, device: str) -> Plan:
     return Plan(wanted.build(network), False, wanted)
 
 
-def _kept(wanted: Blueprint) -> bytes | None:
+def _kept(wanted: Blueprint, bundle: Bundle) -> Plan | None:
     record = wanted.record_file
     if not record.is_file():
         return None
@@ -257,7 +257,7 @@ def _kept(wanted: Blueprint) -> bytes | None:
             f"{plan} must have the SHA-256 {values['sha256']}, not {sha256}: it was changed after it was "
             "kept, and is not opened. Delete it; it is built again."
         )
-    return content
+    return Plan(content, bundle.sha256 in values["proved_for"], wanted)
 
 
 def _records() -> Iterator[tuple[Path, dict[str, Any]]]:
