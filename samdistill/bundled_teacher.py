@@ -30,7 +30,10 @@ from samdistill.teacher_frame import (
     EMBED_PIXELS,
     TeacherFrame,
     TeacherMasks,
+    most_sets,
+    parts,
     prompt_arrays,
+    upscaled_parts,
     wants_best_of_three,
 )
 
@@ -166,9 +169,10 @@ class BundledTeacher:
         masks: list[Mask] = []
         for number, (embedding, each) in enumerate(zip(embeddings, prompts, strict=True)):
             own = logits[len(masks) : len(masks) + len(each)]
-            size = None if sizes is None else sizes[number]
-            maps = embedding.frame.upscale(own, size)
-            masks.extend(maps > np.float32(self.record.mask_threshold))
+            size = embedding.image_size if sizes is None else sizes[number]
+            for part in upscaled_parts(len(each), size):
+                maps = embedding.frame.upscale(own[part], size)
+                masks.extend(maps > np.float32(self.record.mask_threshold))
         return TeacherMasks(masks, logits, predicted_iou)
 
     def decode(
@@ -217,10 +221,10 @@ class BundledTeacher:
 
     def _parts_of(self, n: int) -> list[slice]:
         """N prompt sets as the decoder takes them."""
-        step = n
+        most = most_sets(self.record.embedding)
         if self._decoder.provider.startswith("CPU"):
-            step = max(1, KEYS_BYTES // (4 * math.prod(self.record.embedding)))
-        return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+            most = max(1, KEYS_BYTES // (4 * math.prod(self.record.embedding)))
+        return parts(n, most)
 
     def _decode(self, inputs: Arrays, part: slice) -> dict[str, npt.NDArray[np.float32]]:
         """Decode some of the prompt sets, whose images lie side by side."""

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from samdistill.geometry import MAX_ASPECT
 from samdistill.manifest import Part, TeacherRecord
 from samdistill.runtime.tensorrt import Profile, Shapes
-from samdistill.teacher_frame import EMBED_PIXELS
+from samdistill.teacher_frame import EMBED_PIXELS, most_sets
 
 MULTIPLE = 32
 LARGEST_BATCH = 8  # images of the student's, as `predict_batch` takes them
-MOST_IMAGES, MOST_SETS, MOST_POINTS = 64, 256, 64  # in one call of the decoder
+MOST_IMAGES, MOST_POINTS = 64, 64  # in one call of the decoder
 
 
 def profiles(part: Part, *, size: int, teacher: TeacherRecord | None) -> list[Profile]:
@@ -50,7 +50,7 @@ def profiles(part: Part, *, size: int, teacher: TeacherRecord | None) -> list[Pr
         if teacher.preprocessing == "sam":
             pixels["input_size"] = ((1, 2), (1, 2), (most, 2))
         return [Profile(pixels)]
-    counts = ((1, 1, 1), (1, 4, 6), (MOST_IMAGES, MOST_SETS, MOST_POINTS))
+    counts = ((1, 1, 1), (1, 4, 6), (MOST_IMAGES, most_sets(teacher.embedding), MOST_POINTS))
 
     def shapes(shape: Callable[[int, int, int], tuple[int, ...]]) -> Shapes:
         least, usual, largest = (shape(*count) for count in counts)

@@ -9,6 +9,7 @@ logits, which covers the encoder's square, padding included.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -24,6 +25,8 @@ from samdistill.prompts import Prompts
 
 Preprocessing = Literal["sam", "medsam"]
 EMBED_PIXELS = 8 * 256 * 256  # of the encoder's input in one call
+MOST_SETS, MOST_KEYS = 256, 1 << 26  # prompt sets in one call of the decoder, values of all their image keys
+MOST_UPSCALED = 1 << 26  # values that are brought to an image's size at a time
 UNUSED = -2  # label of a point slot that holds nothing; -1 is SAM's own padding point, which is a token
 
 
@@ -140,6 +143,29 @@ class TeacherFrame:
             return _interpolate(sigmoid(low_res_logits), size)
         maps = _interpolate(low_res_logits, (self.side, self.side), keep=self.input_size)
         return maps if self.input_size == size else _interpolate(maps, size)
+
+
+def most_sets(embedding: tuple[int, int, int]) -> int:
+    """Count the prompt sets that one call of the decoder takes, so that its memory is bounded.
+
+    256 of `tiny`'s; 64 of SAM's, some 2 GB (32 took 1.1 GB).
+
+    Parameters
+    ----------
+    embedding
+        (C, h, w), the shape of one image's.
+    """
+    return max(1, min(MOST_SETS, MOST_KEYS // math.prod(embedding)))
+
+
+def parts(count: int, most: int) -> list[slice]:
+    """`count` things in order, at most so many at a time."""
+    return [slice(start, min(start + most, count)) for start in range(0, count, most)]
+
+
+def upscaled_parts(count: int, size: tuple[int, int]) -> list[slice]:
+    """Maps of which so many are brought to `size` (height, width) at a time that memory is bounded."""
+    return parts(count, max(1, MOST_UPSCALED // math.prod(size)))
 
 
 def prompt_arrays(

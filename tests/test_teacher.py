@@ -14,6 +14,7 @@ from small_sam import small_teacher  # noqa: E402
 from samdistill.errors import DeviceUnavailable  # noqa: E402
 from samdistill.prompts import Prompts  # noqa: E402
 from samdistill.teacher import Teacher  # noqa: E402
+from samdistill.teacher import decoder as decoder_module  # noqa: E402
 from samdistill.teacher_frame import TeacherFrame  # noqa: E402
 
 TOLERANCE = 1e-4
@@ -216,6 +217,33 @@ def test_no_prompt_sets_are_no_error(teacher: Teacher) -> None:
     assert teacher.segment(embeddings, [[], []]).masks == []
     answer = teacher.segment(embeddings, [[], [prompt_sets((50, 60))["box"]]])
     assert [mask.shape for mask in answer.masks] == [(50, 60)]
+
+
+def test_more_sets_than_memory_allows_go_through_the_decoder_in_parts(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = ((40, 40), (50, 60))
+    embeddings = teacher.embed([picture(size) for size in sizes])
+    prompts = [list(prompt_sets(size).values()) for size in sizes]
+    at_once = teacher.segment(embeddings, prompts)
+    seen = []
+
+    def decode(decoder: Any, features: torch.Tensor, *others: Any) -> Any:
+        seen.append(len(features))
+        return decoder_module.decode(decoder, features, *others)
+
+    monkeypatch.setattr("samdistill.teacher.sam.decode", decode)
+    monkeypatch.setattr("samdistill.teacher_frame.MOST_SETS", 4)
+    monkeypatch.setattr("samdistill.teacher_frame.MOST_UPSCALED", 2 * 50 * 60)
+    in_parts = teacher.segment(embeddings, prompts)
+    total = sum(map(len, prompts))
+    assert seen == [4] * (total // 4) + [total % 4] * (total % 4 > 0)
+    np.testing.assert_allclose(in_parts.low_res_logits, at_once.low_res_logits, atol=1e-4)
+    np.testing.assert_allclose(in_parts.predicted_iou, at_once.predicted_iou, atol=1e-5)
+    assert [mask.shape for mask in in_parts.masks] == [mask.shape for mask in at_once.masks]
+    assert all((a == b).mean() > 0.999 for a, b in zip(in_parts.masks, at_once.masks, strict=True))
+    again = teacher.segment(embeddings, prompts, previous=at_once.low_res_logits)
+    assert len(again.masks) == total
 
 
 def test_wrong_arguments_are_named(teacher: Teacher) -> None:

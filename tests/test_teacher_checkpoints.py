@@ -121,7 +121,9 @@ def test_whatever_a_damaged_file_makes_the_unpickler_do_it_is_called_damaged(tmp
         ("/nowhere/sam.pth", UsageError, "/nowhere/sam.pth is no file", 2),
         ("sam_vit_b", UsageError, "samdistill teacher fetch sam_vit_b.*sam_vit_b_01ec64.pth", 2),
         ("medsam", UsageError, "medsam_vit_b.pth.*github.com/bowang-lab", 2),
-        ("tiny:/x.safetensors", UsageError, "tiny comes with the package and has no path", 2),
+        ("tiny:/x.safetensors", UsageError, "/x.safetensors is no file. Name weights that", 2),
+        ("tiny:", UsageError, "a path must follow the colon of 'tiny:'; without one, write tiny", 2),
+        ("sam_vit_b:", UsageError, "a path must follow the colon of 'sam_vit_b:'", 2),
     ],
 )
 def test_a_teacher_that_is_not_there_says_what_to_do(

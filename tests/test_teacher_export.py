@@ -33,6 +33,7 @@ from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import Case, open_dataset
 from samdistill.manifest import GoldenRecord
 from samdistill.phantoms.folder import write
+from samdistill.profiles import profiles
 from samdistill.prompts import PromptConfig, Prompts
 from samdistill.refine import BURDEN, MINE, RefineConfig
 from samdistill.runtime import Arrays, Engine, open_engine
@@ -118,21 +119,27 @@ class Elsewhere:
         return self.engine.run(inputs)
 
 
-def test_a_cpu_gets_as_many_sets_at_a_time_as_its_cache_holds_and_a_gpu_all(
-    tiny: tuple[Teacher, Graphs],
+def test_a_cpu_gets_as_many_sets_at_a_time_as_its_cache_holds_and_a_gpu_what_its_plans_allow(
+    tiny: tuple[Teacher, Graphs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher, graphs = tiny
     encoder, decoder = (open_engine(graph.content) for graph in graphs.values())
     pictures = [picture(size, index) for index, size in enumerate(SIZES)]
     sets = [pictures[0][1], [], pictures[2][1][:1], pictures[3][1]]
     answers = {}
-    for provider, expected in (("CPU", [(4, 1), (4, 4), (3, 1)]), ("GPU", [(11, 4)])):
+    ways = (("CPU", 256, [(4, 1), (4, 4), (3, 1)]), ("GPU", 256, [(11, 4)]), ("GPU", 9, [(9, 4), (2, 1)]))
+    for provider, most, expected in ways:
+        monkeypatch.setattr("samdistill.teacher_frame.MOST_SETS", most)
+        (profile,) = profiles("decoder", size=64, teacher=teacher_record(teacher, "none"))
+        assert profile.inputs["image_index"][2] == (most,)
         engine = Elsewhere(decoder, provider)
         exported = BundledTeacher(teacher_record(teacher, "none"), encoder, engine)
-        answers[provider] = exported.decode(exported.embed([image for image, _ in pictures]), sets)
+        answers[provider, most] = exported.decode(exported.embed([image for image, _ in pictures]), sets)
         assert engine.given == expected
-    for one, other in zip(*answers.values(), strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-3)
+    first, *rest = answers.values()
+    for answer in rest:
+        for one, other in zip(first, answer, strict=True):
+            np.testing.assert_allclose(one, other, atol=2e-3)
 
 
 def test_onnx_runtime_finds_the_gelus_of_a_graph(tiny: tuple[Teacher, Graphs], tmp_path: Path) -> None:

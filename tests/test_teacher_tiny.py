@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_the_weights_are_fp16_and_at_most_10_mb() -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "other"])
-def test_damaged_weights_are_refused(damage: str, tmp_path: Path) -> None:
+def test_damaged_weights_are_refused(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "tiny.safetensors"
     if damage == "cut":
         path.write_bytes(WEIGHTS.read_bytes()[:1000])
@@ -59,8 +60,30 @@ def test_damaged_weights_are_refused(damage: str, tmp_path: Path) -> None:
         from safetensors.torch import save_file
 
         save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(InputRejected, match=r"Name what tiny\.train wrote"):
+        load(path)
+    monkeypatch.setattr("samdistill.teacher.tiny.WEIGHTS", path)
     with pytest.raises(InputRejected, match="Install samdistill anew"):
         load(path)
+
+
+def test_weights_that_were_trained_again_are_a_teacher_by_their_path(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "mine.safetensors"
+    state = load_file(WEIGHTS)
+    state["mask_decoder.mask_tokens.weight"] *= 2
+    save_file(state, path)
+    teacher = load_teacher(f"tiny:{path}")
+    assert teacher.name == "tiny"
+    assert teacher.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert teacher.model.mask_decoder.mask_tokens.weight.allclose(
+        2 * load_teacher("tiny").model.mask_decoder.mask_tokens.weight
+    )
+    state["mask_decoder.mask_tokens.weight"][0, 0] = torch.nan
+    save_file(state, path)
+    with pytest.raises(InputRejected, match=r"must hold finite weights, not NaN or .*mask_tokens.weight"):
+        load_teacher(f"tiny:{path}")
 
 
 def test_it_gives_what_the_predictor_gives(tiny: Teacher) -> None:
@@ -181,7 +204,7 @@ def test_training_writes_a_checkpoint_and_goes_on_from_it(start: Path | None, tm
     np.save(cache / "pictures_1_bits.npy", np.repeat(mask[None].astype(np.uint8), 204, axis=0))
     command = [sys.executable, "-W", "ignore", "-m", "samdistill.teacher.tiny.train"]
     command += ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--hours", "0.0001"]
-    command += ["--start", str(start)] if start else []
+    command += ["--weights", str(start)] if start else []
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode == 0, done.stderr
     load(tmp_path / "out" / "tiny.safetensors")
@@ -189,7 +212,7 @@ def test_training_writes_a_checkpoint_and_goes_on_from_it(start: Path | None, tm
 
     from samdistill.teacher.tiny.train import Trainer
 
-    trainer = Trainer(argparse.Namespace(out=tmp_path / "out", seed=0, rate=1e-3, start=start))
+    trainer = Trainer(argparse.Namespace(out=tmp_path / "out", seed=0, rate=1e-3, weights=start))
     state = torch.load(tmp_path / "out" / "last.pt", weights_only=True)
     assert (trainer.step, trainer.spent) == (state["step"], state["spent"])
     assert trainer.spent > 0

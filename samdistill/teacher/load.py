@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from samdistill.errors import InputRejected, UsageError
 from samdistill.teacher import checkpoints
@@ -19,8 +20,8 @@ def load_teacher(name_or_path: str = "tiny", device: str = "cpu") -> Teacher:
     ----------
     name_or_path
         "tiny" (comes with the package); "sam_vit_b", "sam_vit_l", "sam_vit_h" or "medsam" from the cache
-        folder; NAME:PATH for one of these from a file; or the path of a SAM checkpoint, whose weights tell
-        the architecture.
+        folder; NAME:PATH for one of these from a file, `tiny` trained again among them; or the path of a SAM
+        checkpoint, whose weights tell the architecture.
     device
         "cpu", "cuda" or "cuda:N".
 
@@ -29,19 +30,23 @@ def load_teacher(name_or_path: str = "tiny", device: str = "cpu") -> Teacher:
     UsageError
         When the name is unknown or the file is missing.
     InputRejected
-        When the file is damaged or not the architecture it should be.
+        When the file is damaged, not the architecture it should be, or holds NaN or infinity.
     DeviceUnavailable
         When the device cannot be had.
     """
     parse_device(device)
-    if name_or_path == "tiny":
-        from samdistill.teacher.tiny import load
-
-        model, sha256 = load()
-        return Teacher("tiny", model, weights_sha256=sha256, device=device)
-    name, _, file = name_or_path.partition(":")
+    name, colon, file = name_or_path.partition(":")
+    if colon and not file:
+        raise UsageError(f"a path must follow the colon of {name_or_path!r}; without one, write {name}.")
     if name == "tiny":
-        raise UsageError(f"tiny comes with the package and has no path, not {name_or_path!r}. Use tiny.")
+        from samdistill.teacher.tiny import WEIGHTS, load
+
+        if file and not Path(file).is_file():
+            raise UsageError(f"{file} is no file. Name weights that samdistill.teacher.tiny.train wrote.")
+        path = Path(file) if file else WEIGHTS
+        model, sha256 = load(path)
+        _require_finite(model, path)
+        return Teacher("tiny", model, weights_sha256=sha256, device=device)
     if not file and name not in checkpoints.KNOWN and Path(name_or_path).suffix:
         name, file = "", name_or_path
     path = Path(file) if file else checkpoints.find(name)
@@ -60,6 +65,7 @@ def load_teacher(name_or_path: str = "tiny", device: str = "cpu") -> Teacher:
         raise InputRejected(
             f"{path} must hold all weights of SAM's {architecture}, and does not: {detail}"
         ) from error
+    _require_finite(model, path)
     return Teacher(
         name or f"sam_{architecture}",
         model,
@@ -67,6 +73,13 @@ def load_teacher(name_or_path: str = "tiny", device: str = "cpu") -> Teacher:
         preprocessing="medsam" if name == "medsam" else "sam",
         device=device,
     )
+
+
+def _require_finite(model: nn.Module, path: Path) -> None:
+    """Refuse weights whose masks would be empty because the numbers are none."""
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputRejected(f"{path} must hold finite weights, not NaN or infinity as in {key}.")
 
 
 def state_sha256(state: checkpoints.State) -> str:

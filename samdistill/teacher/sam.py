@@ -24,7 +24,10 @@ from samdistill.teacher_frame import (
     Preprocessing,
     TeacherFrame,
     TeacherMasks,
+    most_sets,
+    parts,
     prompt_arrays,
+    upscaled_parts,
     wants_best_of_three,
 )
 from samdistill.torchvision_cure import cure
@@ -124,7 +127,7 @@ class Teacher:
         previous: npt.NDArray[np.float32] | None = None,
         sizes: Sequence[tuple[int, int]] | None = None,
     ) -> TeacherMasks:
-        """Segment every prompt set of every image in one decoder call.
+        """Segment every prompt set of every image in one decoder call (several above `most_sets`).
 
         Parameters
         ----------
@@ -151,8 +154,9 @@ class Teacher:
         done = 0
         for number, (embedding, each) in enumerate(zip(embeddings, prompts, strict=True)):
             seen = embedding if sizes is None else replace(embedding, image_size=sizes[number])
-            part = self.upscale(best[done : done + len(each)], seen)
-            masks.extend((part > self.mask_threshold).cpu().numpy())
+            own = best[done : done + len(each)]
+            for part in upscaled_parts(len(each), seen.image_size):
+                masks.extend((self.upscale(own[part], seen) > self.mask_threshold).cpu().numpy())
             done += len(each)
         return TeacherMasks(masks, best.cpu().numpy(), scores[rows, index].cpu().numpy())
 
@@ -185,12 +189,15 @@ class Teacher:
             empty = torch.zeros(0, 4, height, width, device=self.device)
             return empty, torch.zeros(0, 4, device=self.device)
         batch = self._batch(embeddings, prompts, previous)
-        tokens, exists, dense = encode_prompts(encoder, batch)
-        features = torch.stack([e.features for e in embeddings])
-        features = features.repeat_interleave(torch.tensor(counts, device=self.device), dim=0)
-        logits, scores = decode(
-            self.model.mask_decoder, features, encoder.get_dense_pe(), tokens, exists, dense
-        )
+        owners = np.repeat(np.arange(len(counts)), counts)
+        answers = []
+        for part in parts(n, most_sets(embeddings[0].features.shape)):
+            tokens, exists, dense = encode_prompts(encoder, PromptBatch(*[field[part] for field in batch]))
+            features = torch.stack([embeddings[owner].features for owner in owners[part]])
+            answers.append(
+                decode(self.model.mask_decoder, features, encoder.get_dense_pe(), tokens, exists, dense)
+            )
+        logits, scores = (torch.cat(both) for both in zip(*answers, strict=True))
         return logits, scores
 
     def propose(

@@ -40,7 +40,7 @@ def load(path: Path = WEIGHTS) -> tuple[Sam, str]:
         model = build()
         model.load_state_dict({key: value.float() for key, value in state.items()})
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputRejected(
-            f"{path} must hold the embedded teacher's weights: {error}. Install samdistill anew."
-        ) from error
+        detail = " ".join(str(error).split())[:300]
+        cure = "Install samdistill anew" if path == WEIGHTS else "Name what tiny.train wrote"
+        raise InputRejected(f"{path} must hold the embedded teacher's weights: {detail}. {cure}.") from error
     return model, sha256_file(path)

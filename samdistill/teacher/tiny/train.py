@@ -123,9 +123,10 @@ class Trainer:
         self.args = args
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         torch.manual_seed(args.seed)
-        self.model = (load(args.start)[0] if args.start else build()).to(memory_format=torch.channels_last)
+        model = load(args.weights)[0] if args.weights else build()
+        self.model = model.to(memory_format=torch.channels_last)
         self.head = DenseHead(WIDTH)
-        self.stages = FURTHER if args.start else STAGES
+        self.stages = FURTHER if args.weights else STAGES
         self.parameters = [*self.model.parameters(), *self.head.parameters()]
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=args.rate, betas=(0.9, 0.98), weight_decay=0.03
@@ -259,7 +260,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for pictures and checkpoints")
     parser.add_argument("--hours", type=float, required=True)
     parser.add_argument("--pictures", type=int, default=6000, help="drawn first, where none are cached")
-    parser.add_argument("--start", type=Path, help="go on from these weights; best with a lower rate")
+    parser.add_argument("--weights", type=Path, help="go on from these; best with a lower rate")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
