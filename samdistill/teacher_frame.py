@@ -145,7 +145,7 @@ class TeacherFrame:
         return maps if self.input_size == size else _interpolate(maps, size)
 
 
-def most_sets(embedding: tuple[int, int, int]) -> int:
+def most_sets(embedding: tuple[int, ...]) -> int:
     """Count the prompt sets that one call of the decoder takes, so that its memory is bounded.
 
     256 of `tiny`'s; 64 of SAM's, some 2 GB (32 took 1.1 GB).
