@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def save(path: Path, values: np.ndarray, *, kind: Any = nibabel.Nifti1Image, cod
     image.header["descrip"] = b"Doering Janina"
     if "db_name" in image.header:
         image.header["db_name"] = b"Doering"
+    if "unused_str" in image.header:
+        image.header["unused_str"] = b"Doering"
     image.set_sform(affine, codes[0])
     image.set_qform(affine, codes[1], strip_shears=True)
     for key, value in fields.items():
@@ -69,6 +72,20 @@ def test_scaled_values_colours_and_two_dimensions_are_read(tmp_path: Path) -> No
     assert (rgb.shape, rgb[3, 2].tolist(), rgb.sum()) == ((5, 6, 3), [0, 9, 0], 9)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize("scaling", [(0, 0), (0, 7), (np.nan, 0), (np.nan, np.nan), (1, 0)])
+def test_a_slope_of_0_or_none_scales_nothing(tmp_path: Path, dtype: Any, scaling: Any) -> None:
+    """What most tools write into files that are not scaled (NIfTI-1: "if the scl_slope field is nonzero")."""
+    values = volume(dtype=dtype)
+    path = save(tmp_path / "s.nii", values)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2f", content, 112, *scaling)
+    path.write_bytes(content)
+    read = open_stack(path).image(1)
+    assert read.dtype == dtype
+    np.testing.assert_array_equal(read, values[:, :, 1].T)
+
+
 def test_the_spacing_is_in_millimetres_y_before_x(tmp_path: Path) -> None:
     pixdim = np.array([1, 0.5, 0.25, 3, 1, 1, 1, 1])
     for unit, factor in ((2, 1.0), (0, 1.0), (3, 0.001), (1, 1000.0)):
@@ -76,6 +93,18 @@ def test_the_spacing_is_in_millimetres_y_before_x(tmp_path: Path) -> None:
         assert open_stack(path).spacing_mm == pytest.approx((0.25 * factor, 0.5 * factor))
     none = save(tmp_path / "none.nii", volume(), pixdim=np.zeros(8))
     assert open_stack(none).spacing_mm is None
+
+
+def test_a_header_that_contradicts_itself_tells_no_spacing(tmp_path: Path) -> None:
+    """The matrix is the only one that tells the place, and its steps are not those of pixdim."""
+    for code, expected in ((1, None), (2, None), (4, (1.0, 1.0))):
+        image = nibabel.Nifti1Image(volume(), None)
+        image.set_sform(np.diag([0.5, 0.7, 2, 1]), code)
+        nibabel.save(image, tmp_path / "s.nii")
+        assert open_stack(tmp_path / "s.nii").spacing_mm == expected, code
+        image.header.set_zooms((0.5, 0.7, 2))
+        nibabel.save(image, tmp_path / "s.nii")
+        assert open_stack(tmp_path / "s.nii").spacing_mm == pytest.approx((0.7, 0.5))
 
 
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])

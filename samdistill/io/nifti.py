@@ -29,9 +29,10 @@ from samdistill.io.stack import Format, check_index, check_sizes, read_content
 GZIP = b"\x1f\x8b"
 MAX_OFFSET = 1 << 26  # header and extensions before the voxels
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, millimetre, micrometre
+_IN_PATIENT = (1, 2)  # sform codes: scanner and aligned; the others are of an atlas, which has its own size
 _DAMAGE = (OSError, EOFError, ValueError, zlib.error, struct.error, HeaderDataError, KeyError, OverflowError)
 # Free text that may name a person or a site, and what speaks of the old values.
-_TEXTS = ("data_type", "db_name", "aux_file", "intent_name", "descrip")
+_TEXTS = ("data_type", "db_name", "aux_file", "intent_name", "descrip", "unused_str")
 _VALUES = ("extents", "session_error", "regular", "cal_max", "cal_min", "glmax", "glmin")
 _INTENTS = ("intent_code", "intent_p1", "intent_p2", "intent_p3")
 Source = Path | io.BytesIO | gzip.GzipFile
@@ -92,7 +93,7 @@ def open_nifti(
     try:
         header = _read_header(source)
         shape, dtype = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
-        offset, (slope, intercept) = int(header["vox_offset"]), header.get_slope_inter()
+        offset, scaling = int(header["vox_offset"]), header.get_slope_inter()
     except _DAMAGE as error:
         raise InputRejected(
             f"{path} must be a NIfTI file (.nii or .nii.gz), and is none or damaged. Export it again."
@@ -108,6 +109,8 @@ def open_nifti(
         raise InputRejected(f"{path} must hold numbers or RGB, not {dtype}. Convert it.")
     width, height, count = (*shape[:2], shape[2] if len(shape) > 2 else 1)
     check_sizes(path, (height, width), count, max_pixels, max_stack_pixels)
+    # None where the header's slope is 0 or NaN, which says that nothing is scaled.
+    slope, intercept = scaling if None not in scaling else (1.0, 0.0)
     spec = ((width, height, count), dtype, offset, slope, intercept)
     voxels = ArrayProxy(source, spec, mmap=False)
     packed = source if isinstance(source, gzip.GzipFile) else None
@@ -197,4 +200,9 @@ def _spacing_mm(header: Header) -> tuple[float, float] | None:
     x, y = (abs(float(value)) for value in header["pixdim"][1:3])
     if unit is None or not (0 < x < np.inf and 0 < y < np.inf):
         return None
+    if int(header["qform_code"]) == 0 and int(header["sform_code"]) in _IN_PATIENT:
+        # A matrix that alone tells where the voxels lie, and tells another distance: one of the two is wrong.
+        steps = np.linalg.norm(header.get_sform()[:3, :2], axis=0)
+        if not np.allclose(steps, (x, y), rtol=0.01):
+            return None
     return y * unit, x * unit
