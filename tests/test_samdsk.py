@@ -148,6 +148,8 @@ def test_interrupted_in_the_middle_of_a_round_and_resumed_is_the_uninterrupted_r
     whole, _ = finished(name)
     with pytest.raises(Interrupted):
         run(data, tmp_path / "cut", cache, Watcher(stop), **VARIANTS[name])
+    for folder in (tmp_path / "cut", *(tmp_path / "cut" / "pseudo").glob("*.parts")):
+        (folder / ".last.safetensors.0123abcd.tmp").write_bytes(b"of a killed process")
     cut = run(data, tmp_path / "cut", cache, resume=True, **VARIANTS[name])
     files = {path.relative_to(whole.path) for path in whole.path.rglob("*") if path.is_file()}
     assert files == {path.relative_to(cut.path) for path in cut.path.rglob("*") if path.is_file()}

@@ -205,6 +205,10 @@ def test_an_image_without_prediction_contributes_nothing(data: Path) -> None:
     zero = Mixed(None, batches, nothing, loss, 0.5).loss(student, 0)[0]
     assert zero == 0
     zero.backward()  # type: ignore[no-untyped-call]
+    before = {name: value.clone() for name, value in student.train().named_buffers()}
+    Mixed(None, batches, nothing, loss, 0.5).loss(student, 0)
+    assert student.training
+    assert all(torch.equal(value, before[name]) for name, value in student.named_buffers())
 
 
 def refinement(masks: Any, student: Any, iou: Any, agreement: Any) -> Refinement:

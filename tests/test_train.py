@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -351,6 +352,39 @@ def test_a_start_that_failed_does_not_block_its_folder(data: Path, tiny: Path, t
         mask.write_bytes(content)
     config = load_config(tiny, overrides={"max_steps": 2})
     assert train(copy, tmp_path / "run", config, Silent(), device="cpu").record.result["steps"] == 2
+
+
+def test_a_run_killed_before_its_first_checkpoint_keeps_its_options(
+    data: Path, tiny: Path, trained: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "run.json").write_bytes((trained.path / "run.json").read_bytes())
+    run = train(data, tmp_path, None, Silent(), device="cpu", resume=True)
+    assert run.config == load_config(tiny)
+    assert (tmp_path / "student.safetensors").read_bytes() == (
+        trained.path / "student.safetensors"
+    ).read_bytes()
+
+
+def test_a_run_goes_on_where_its_data_are_now(data: Path, trained: Run, tmp_path: Path) -> None:
+    moved, run = shutil.copytree(data, tmp_path / "moved"), shutil.copytree(trained.path, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "result": {}}))
+    (run / ".last.safetensors.0123abcd.tmp").write_bytes(b"half written by a killed process")
+    again = train(moved, run, None, Silent(), device="cpu", resume=True)
+    assert again.record.data == {**trained.record.data, "path": str(moved)}
+    assert again.cases()["validation"][0].image_path.is_relative_to(moved)
+    assert {path.name for path in run.iterdir()} == {path.name for path in trained.path.iterdir()}
+
+
+def test_two_processes_do_not_train_in_one_folder(data: Path, tiny: Path, tmp_path: Path) -> None:
+    other = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="by another process"):
+            train(data, tmp_path, load_config(tiny), Silent(), device="cpu")
+        assert not list(tmp_path.iterdir())
+    finally:
+        os.close(other)
 
 
 def test_the_rate_halves_on_a_plateau_and_training_stops_early() -> None:

@@ -30,6 +30,7 @@ def test_a_file_changes_its_preset_and_an_option_changes_the_file(tmp_path: Path
     config = load_config(file, overrides={"seed": 5})
     assert (config.seed, config.student.size, config.augment.flip) == (5, 96, 0.25)
     assert config.student.encoder == PRESETS["light"].student.encoder
+    assert load_config(file, preset="paper").student.encoder == PRESETS["paper"].student.encoder
 
 
 @pytest.mark.parametrize(

@@ -158,9 +158,7 @@ def train(
     }
     given = [option for option in (config, preset, *overrides.values()) if option is not None]
     # A resumed run needs none of its options again.
-    chosen = (
-        None if resume and not given else load_config(config, preset=preset or "paper", overrides=overrides)
-    )
+    chosen = None if resume and not given else load_config(config, preset=preset, overrides=overrides)
     from samdistill.train.launch import train as launch
 
     # Our first line says device and precision.

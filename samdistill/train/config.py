@@ -373,7 +373,7 @@ PRESETS: dict[str, TrainConfig] = {
 
 
 def load_config(
-    path: Path | None = None, *, preset: str = "paper", overrides: dict[str, Any] | None = None
+    path: Path | None = None, *, preset: str | None = None, overrides: dict[str, Any] | None = None
 ) -> TrainConfig:
     """A preset, changed by a TOML file, changed by single values.
 
@@ -383,7 +383,7 @@ def load_config(
         TOML whose keys are TrainConfig's; tables `student`, `optimiser`, `augment`, `intensity`. It may name
         its own `preset`.
     preset
-        Key of PRESETS, used where the file names none.
+        Key of PRESETS; None: the file's, else "paper".
     overrides
         Values by dotted key ("student.size"); None means not given.
 
@@ -393,7 +393,8 @@ def load_config(
         For an unknown preset or key, a wrong type or a value out of range.
     """
     values = load_toml(path) if path else {}
-    preset = values.pop("preset", preset)
+    named = values.pop("preset", "paper")
+    preset = named if preset is None else preset
     if preset not in PRESETS:
         raise UsageError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}.")
     for key, value in (overrides or {}).items():

@@ -5,9 +5,12 @@ What `samdistill train` calls. Knows no command line.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import os
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from samdistill.config import to_dict
 from samdistill.errors import DeviceUnavailable, InputRejected, UsageError
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import open_dataset
+from samdistill.io.files import remove_leftovers
 from samdistill.io.splits import Split, make_split
 from samdistill.io.stack import open_stack
 from samdistill.train.config import TrainConfig
@@ -42,7 +46,7 @@ class _Nobody:
 
 @dataclass(frozen=True)
 class Devices:
-    """Where a run computes: the kind of device, how many, and the precision that `auto` became."""
+    """Where a run computes: the kind of device, and the precision that `auto` became."""
 
     kind: str
     precision: str
@@ -84,7 +88,7 @@ def train(
     Raises
     ------
     UsageError
-        When the folder holds a run already, or the configuration changed.
+        When the folder holds a run already, the configuration changed, or another process trains there.
     InputRejected
         When the data cannot be used.
     DeviceUnavailable
@@ -101,6 +105,8 @@ def train(
         if recorded.record.result:
             watcher.on_message(f"{out} is finished; nothing to resume.")
             return recorded
+    elif config is None and resume and (out / "run.json").is_file():
+        config = Run.load(out).config  # no checkpoint yet, but it is known what was wanted
     config = config or TrainConfig()
     devices = choose_devices(device, config.precision)
     if recorded is not None and vars(devices) != recorded.record.devices:
@@ -125,31 +131,68 @@ def train(
     fabric.barrier()  # every process has looked for a run before one of them makes it
     split = make_split(open_dataset(data, infer_classes=False), seed=config.seed, labels=config.labels)
     _, encoder_weights = build_student(config.student, len(split.class_names))
-    run = recorded
-    if run is None:
-        run = _new_run(split, data, out, config, devices, encoder_weights)
+    with ExitStack() as held:
         if fabric.global_rank == 0:
             out.mkdir(parents=True, exist_ok=True)
-            run.write_record()
-    elif split.ids() != run.record.split or split.fingerprint() != run.record.data["fingerprint"]:
-        raise InputRejected(f"{data} has changed since the run began; start a new run.")
-    elif encoder_weights != run.record.encoder_weights:
-        raise InputRejected(
-            f"the run began with encoder weights {run.record.encoder_weights!r}, which are "
-            f"{encoder_weights!r} now; restore the weights' cache or start a new run."
-        )
-    fabric.barrier()
-    watcher.on_message(_first_line(run, devices))
-    if isinstance(config.labels, int) and split.budget != config.labels:
-        watcher.on_message(f"the label budget of {config.labels} became {split.budget} images (docs/data.md)")
+            held.enter_context(_alone_in(out, watcher))
+            remove_leftovers(out, _names(config))
+        run = recorded
+        if run is None:
+            run = _new_run(split, data, out, config, devices, encoder_weights)
+            if fabric.global_rank == 0:
+                run.write_record()
+        elif split.ids() != run.record.split or split.fingerprint() != run.record.data["fingerprint"]:
+            raise InputRejected(f"{data} has changed since the run began; start a new run.")
+        elif encoder_weights != run.record.encoder_weights:
+            raise InputRejected(
+                f"the run began with encoder weights {run.record.encoder_weights!r}, which are "
+                f"{encoder_weights!r} now; restore the weights' cache or start a new run."
+            )
+        else:  # the same data, perhaps in another place
+            run.record.data["path"] = str(data.resolve())
+            if fabric.global_rank == 0:
+                run.write_record()
+        fabric.barrier()
+        watcher.on_message(_first_line(run, devices))
+        if isinstance(config.labels, int) and split.budget != config.labels:
+            watcher.on_message(
+                f"the label budget of {config.labels} became {split.budget} images (docs/data.md)"
+            )
 
-    started = time.perf_counter()
-    training = Training(run, fabric, split, watcher, cache=cache, audit=audit)
-    RUNNERS[config.strategy](training)
-    if fabric.global_rank == 0:
-        _finish(run, time.perf_counter() - started)
-    fabric.barrier()
+        started = time.perf_counter()
+        training = Training(run, fabric, split, watcher, cache=cache, audit=audit)
+        RUNNERS[config.strategy](training)
+        if fabric.global_rank == 0:
+            _finish(run, time.perf_counter() - started)
+        fabric.barrier()
     return Run.load(out)
+
+
+@contextmanager
+def _alone_in(out: Path, watcher: Watcher) -> Iterator[None]:
+    """Keep other processes from training in this folder; the lock ends with the process, however it ends."""
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        raise UsageError(
+            f"{out} is being trained in by another process; wait for it, or choose another folder."
+        ) from error
+    except OSError:
+        watcher.on_message(f"{out} cannot be locked on this filesystem: start no second run in it.")
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
+def _names(config: TrainConfig) -> set[str]:
+    """What a run writes into its folder's top."""
+    phases = {f"phase-{number}.safetensors" for number in range(config.samdsk.rounds + 2)}
+    return phases | {
+        "run.json", "student.safetensors", "last.safetensors", "log.jsonl", "log.csv", "curves.png"
+    }  # fmt: skip
 
 
 _FABRIC_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}

@@ -93,7 +93,10 @@ class Mixed(Objective):
             pixels.extend(batch.pixels)
             wanted.extend(batch.targets)
         if not pixels:  # nobody has anything to say: a loss of zero that still reaches every parameter
+            mode = student.training
+            student.eval()  # batch normalisation is to learn nothing of black images
             nothing = student(torch.zeros(2, *seen[0].shape, device=device))
+            student.train(mode)
             return 0.0 * nothing.sum(), numbers
         if len(pixels) == 1:  # batch normalisation wants two
             pixels, wanted, count = pixels * 2, wanted * 2, count * 2

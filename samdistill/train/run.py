@@ -58,7 +58,7 @@ class RunRecord:
     versions
         Of samdistill, of the libraries that computed, and of the teacher's weights once it was loaded.
     devices
-        Kind and number.
+        Kind and precision.
     result
         Empty until the run is done; then steps, seconds, and the best epoch's record.
     """

@@ -7,6 +7,7 @@ predictions under what is known of the image. 4. The images that match well join
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -109,10 +110,7 @@ class Admissions:
         if fabric.global_rank == 0:
             parts = [records / f"{index}.json" for index in candidates]
             write_records(self._folder / f"{number}.jsonl", [read_records(path)[0] for path in parts])
-            for path in parts:
-                path.unlink()
-            if records.is_dir():
-                records.rmdir()
+            shutil.rmtree(records, ignore_errors=True)  # with what a killed process left half written
         fabric.barrier()
 
     def _proposals(self, image: Image) -> Proposals:
