@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from samdistill.errors import InputRejected
+from samdistill.inference import gather
 from samdistill.io import make_split, open_dataset, write_mask, write_png
 from samdistill.io.dataset import fingerprint
+from samdistill.train.pseudo_folder import find_images
 
 SIZE = (12, 16)
 Folder = Callable[..., Path]
@@ -255,6 +257,29 @@ def test_masks_named_otherwise_than_their_images_are_refused_when_none_fits(fold
 def test_hidden_files_and_other_types_are_passed_over(folder: Folder) -> None:
     root = folder(["a"], {"a": index_mask(1)}, files={"images/Thumbs.db": "", "images/._a.png": "x"})
     assert [case.id for case in open_dataset(root).cases] == ["a"]
+
+
+@pytest.mark.parametrize("target", ["images", "nowhere"])
+def test_a_link_that_is_not_followed_is_refused_rather_than_passed_over(
+    folder: Folder, tmp_path: Path, target: str
+) -> None:
+    root = folder(["a"], {"a": index_mask(1)})
+    (tmp_path / "linked" / "images").mkdir(parents=True)
+    shutil.copy(root / "images" / "a.png", tmp_path / "linked" / "images")
+    (tmp_path / "linked" / "images" / "site.png").symlink_to(root / target)
+    with pytest.raises(InputRejected, match=r"images/site\.png: it is a link"):
+        open_dataset(tmp_path / "linked")
+    if target == "images":
+        (found,) = [one for one in gather([str(tmp_path / "linked")], tmp_path / "out") if one.problem]
+        assert found.relative.name == "site.png"
+    with pytest.raises(InputRejected, match="is a link"):
+        find_images(tmp_path / "linked" / "images", tmp_path / "out")
+
+
+def test_a_class_whose_value_is_ignored_is_refused(folder: Folder) -> None:
+    masks = {"a": index_mask(1, 2)}
+    with pytest.raises(InputRejected, match="is the value of the class 'b'"):
+        open_dataset(folder(["a"], masks, toml='classes = ["a", "b"]\nignore_index = 2'))
 
 
 def test_a_class_folder_that_is_not_declared_is_refused(folder: Folder) -> None:

@@ -76,8 +76,8 @@ def gather(inputs: Sequence[str], out: Path) -> list[Source]:
     Returns
     -------
     list
-        In the order given, folders and patterns sorted; each file once. An input that is nothing, or holds no
-        picture, is there with its `problem`.
+        In the order given, folders and patterns sorted; each file once. An input that is nothing, holds no
+        picture, or is a link to a folder within another, is there with its `problem`.
     """
     sources: dict[tuple[Path, PurePosixPath], Source] = {}
     inside = out.resolve()
@@ -96,7 +96,8 @@ def gather(inputs: Sequence[str], out: Path) -> list[Source]:
             found = [file for file in found if not file.resolve().is_relative_to(inside)]
         for file in found:
             relative = PurePosixPath(file.relative_to(root).as_posix())
-            sources.setdefault((file.resolve(), relative), Source(file, relative))
+            linked = f"{file} is a link to a folder, which is not followed." if file.is_dir() else None
+            sources.setdefault((file.resolve(), relative), Source(file, relative, linked))
         if not found:
             problem = f"{text} holds no picture." if given.is_dir() else f"{text} does not exist."
             sources[given, PurePosixPath(text)] = Source(given, PurePosixPath(text), problem)
@@ -104,11 +105,13 @@ def gather(inputs: Sequence[str], out: Path) -> list[Source]:
 
 
 def _walk(root: Path) -> list[Path]:
+    """The inputs below a folder, and the links to folders, which nobody may overlook."""
     found = []
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = [Path(folder, name) for name in sorted(names)]
         found += [path for path in paths if _is_input(path, Path(path.name))]
+        found += [path for path in (Path(folder, name) for name in folders) if path.is_symlink()]
     return found
 
 

@@ -123,7 +123,15 @@ def _by_id(layout: Layout, folder: Path, kind: str) -> dict[str, Path]:
     others: list[Path] = []
     for path in sorted(folder.rglob("*")):
         inner = path.relative_to(folder)
-        if any(part.startswith(".") for part in inner.parts) or not path.is_file():
+        if any(part.startswith(".") for part in inner.parts):
+            continue
+        if not path.is_file():
+            if path.is_symlink():
+                layout.error(
+                    path,
+                    "it is a link to a folder or to nothing; only links to files are followed.",
+                    "Put the files there, or link them one by one.",
+                )
             continue
         if format_of(path) is None:
             others.append(path)
@@ -195,6 +203,14 @@ def _find_masks(layout: Layout) -> None:
                 DATASET_TOML,
                 "mask_threshold does not go with index masks of several classes.",
                 "Remove the key, or save one file a class in masks/<class>/.",
+            )
+        config, ignored = layout.config, layout.config.ignore_index or 0
+        numbered = not config.class_values and config.mask_threshold is None
+        if numbered and 0 < ignored <= len(config.classes):
+            layout.error(
+                DATASET_TOML,
+                f"ignore_index {ignored} is the value of the class {config.classes[ignored - 1]!r}.",
+                "Ignore another value, or say with class_values which ones the classes have.",
             )
     else:
         config = layout.config

@@ -101,6 +101,8 @@ def find_images(images: Path, out: Path) -> tuple[Path, list[Case]]:
     for path in sorted(images.rglob("*")):
         inner = path.relative_to(images)
         hidden = any(part.startswith(".") for part in inner.parts)
+        if not hidden and path.is_symlink() and not path.is_file():
+            raise InputRejected(f"{path} is a link to a folder or to nothing. Link files one by one.")
         if hidden or not path.is_file() or format_of(path) is None or path.is_relative_to(out):
             continue
         name = stem(inner.as_posix())
