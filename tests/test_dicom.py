@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from pydicom.encaps import encapsulate, get_frame, parse_basic_offsets
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.uid import ExplicitVRBigEndian, RLELossless
 
 from samdistill.errors import InputRejected
 from samdistill.intensity import IntensityRule, MeasuredPixels
@@ -60,6 +64,36 @@ def test_lookup_tables_are_pydicoms(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(read(path)), measured)
     reference = apply_voi_lut(measured, made).astype(np.float64) / 1023 * 255
     np.testing.assert_allclose(shown(path), reference, atol=0.51)
+
+
+def test_a_table_may_begin_below_zero_and_come_in_the_other_order_of_bytes(tmp_path: Path) -> None:
+    """Hounsfield units from stored values without a sign; 64512 is -1024 in 16 bits."""
+    pixels = RNG.integers(0, 4096, (20, 30)).astype(np.uint16)
+    entries = (np.arange(4096) * 16).astype(np.uint16)
+    below = {"RescaleSlope": 1, "RescaleIntercept": -1024, "VOILUTSequence": [dicoms.table(64512, entries)]}
+    grey = np.rint(entries[pixels] / 65535 * 255)
+    np.testing.assert_array_equal(shown(dicoms.write(tmp_path / "b.dcm", pixels, bits=12, **below)), grey)
+    made = dicoms.dataset(pixels, bits=12, VOILUTSequence=[dicoms.table(0, entries)])
+    made.PixelData, made.VOILUTSequence[0].LUTData = (
+        pixels.astype(">u2").tobytes(),
+        entries.astype(">u2").tobytes(),
+    )
+    made.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    np.testing.assert_array_equal(shown(dicoms.save(tmp_path / "o.dcm", made)), grey)
+
+
+@pytest.mark.parametrize(
+    ("function", "widths"), [("LINEAR", (0, -5, 0.5)), ("LINEAR_EXACT", (0, -5)), ("SIGMOID", (0,))]
+)
+def test_a_window_without_width_is_none(tmp_path: Path, function: str, widths: tuple[float, ...]) -> None:
+    """It would make every pixel black or white."""
+    for width in widths:
+        window = {"WindowCenter": 0, "WindowWidth": width, "VOILUTFunction": function}
+        pixels = RNG.integers(0, 256, (20, 30)).astype(np.uint8)
+        np.testing.assert_array_equal(shown(dicoms.write(tmp_path / "w.dcm", pixels, **window)), pixels)
+        deep = dicoms.write(tmp_path / "d.dcm", pixels.astype(np.uint16), bits=12, **window)
+        with pytest.raises(ValueError, match="must be uint8 under the intensity rule 'identity'"):
+            shown(deep)
 
 
 def test_values_without_a_window_stay_as_deep_as_they_are(tmp_path: Path) -> None:
@@ -153,7 +187,26 @@ def test_the_spacing_is_the_patients(tmp_path: Path) -> None:
         ({"PixelSpacing": [0.5, 0.25]}, (0.5, 0.25)),
         ({"ImagerPixelSpacing": [0.5, 0.25]}, None),  # at the detector, not in the patient
         ({"PixelSpacing": [0, 0.25]}, None),
+        # The same twice is the detector's or the film's, too (PS3.3 10.7.1.3), unless it was calibrated.
+        ({"PixelSpacing": [0.5, 0.25], "ImagerPixelSpacing": [0.5, 0.25]}, None),
+        ({"PixelSpacing": [0.5, 0.5], "NominalScannedPixelSpacing": [0.5, 0.5]}, None),
+        ({"PixelSpacing": [0.4, 0.2], "ImagerPixelSpacing": [0.5, 0.25]}, (0.4, 0.2)),
+        (
+            {
+                "PixelSpacing": [0.5, 0.25],
+                "ImagerPixelSpacing": [0.5, 0.25],
+                "PixelSpacingCalibrationType": "FIDUCIAL",
+            },
+            (0.5, 0.25),
+        ),
     ]
+    frames = []
+    for spacing in ([0.5, 0.25], [0.5, 0.25], [0.6, 0.25]):
+        measures, frame = pydicom.Dataset(), pydicom.Dataset()
+        measures.PixelSpacing, frame.PixelMeasuresSequence = spacing, [measures]
+        frames.append(frame)
+    cases += [({"PerFrameFunctionalGroupsSequence": frames[:2]}, (0.5, 0.25))]
+    cases += [({"PerFrameFunctionalGroupsSequence": frames}, None)]  # which of the two?
     region = pydicom.Dataset()
     region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3
     region.PhysicalDeltaX, region.PhysicalDeltaY = 0.02, 0.03
@@ -275,6 +328,8 @@ def test_streams_that_would_grow_beyond_their_header_are_told_before_they_are_de
     for before in (b"", comment):
         assert "8000 x 9000" in str(problem(jpeg(1, before), "4.50"))
         assert problem(jpeg(1, before), "4.50", (9000, 8000)) is None
+    for junk in (b"\0\0", b"\xff\x01"):  # which decoders pass over
+        assert "damaged before its header" in str(problem(jpeg(1, junk), "4.50", (9000, 8000)))
     assert "3 samples" in str(problem(jpeg(3), "4.50", (9000, 8000)))
     mark = struct.pack(">I4s4s", 12, b"jP  ", b"\r\n\x87\n")
     junk = struct.pack(">I4s", 8 + len(siz(16, 16)), b"uuid") + siz(16, 16)
@@ -293,6 +348,42 @@ def test_streams_that_would_grow_beyond_their_header_are_told_before_they_are_de
     for rest in (b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\x4f\xff\x51", bytes(64)):
         problem(rest, "4.50")
         problem(rest, "5")
+
+
+def test_damaged_streams_neither_end_the_process_nor_hold_it(tmp_path: Path) -> None:
+    """GDCM aborts of a JPEG with bytes between its markers, CharLS never returns of a JPEG-LS cut short."""
+    baseline = pydicom.dcmread(dicoms.sample("SC_rgb_dcmtk_+eb+cr.dcm"))
+    lossless = pydicom.dcmread(dicoms.sample("MR_small_jpeg_ls_lossless.dcm"))
+    frames = [get_frame(one.PixelData, 0, number_of_frames=1) for one in (baseline, lossless)]
+    streams = [(baseline, frames[0][:2] + b"\0\0" + frames[0][2:])]
+    streams += [(baseline, frames[0][:at] + bytes(40) + frames[0][at:]) for at in (350, 700)]
+    streams += [(lossless, frames[1][:1745])]
+    paths = []
+    for number, (made, stream) in enumerate(streams):
+        made.PixelData = encapsulate([stream])
+        paths.append(str(dicoms.save(tmp_path / f"{number}.dcm", made)))
+    code = (
+        "import sys\nfrom samdistill.errors import InputRejected\n"
+        "from samdistill.io.stack import open_stack\n"
+        "for path in sys.argv[1:]:\n"
+        "    try:\n        open_stack(path).image()\n    except InputRejected:\n        print('refused')\n"
+    )
+    run = [sys.executable, "-W", "ignore", "-c", code, *paths]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("refused") >= 2
+
+
+def test_frames_are_looked_for_once(tmp_path: Path) -> None:
+    """A clip may not say where its frames begin; its time would grow with the square of their number."""
+    values = RNG.integers(0, 256, (50, 8, 8)).astype(np.uint8)
+    made = dicoms.dataset(values)
+    made.compress(RLELossless)
+    packed = [get_frame(made.PixelData, k, number_of_frames=50) for k in range(50)]
+    made.PixelData = encapsulate(packed, has_bot=False)
+    stack = open_stack(dicoms.save(tmp_path / "clip.dcm", made))
+    assert len(parse_basic_offsets(stack.dataset.PixelData)) == 50  # type: ignore[attr-defined]
+    np.testing.assert_array_equal([stack.image(k) for k in range(50)], values)
 
 
 def test_palettes_that_unfold_without_end_are_refused(tmp_path: Path) -> None:

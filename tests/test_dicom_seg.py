@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import dicoms
@@ -153,8 +154,8 @@ def test_images_of_imperfect_headers_get_their_segmentation(tmp_path: Path) -> N
         np.testing.assert_array_equal(read_masks(tmp_path / "seg.dcm"), masks)
 
 
-def enhanced(*, by_frame: bool) -> Dataset:
-    """A stack of three planes that says of each frame, or once for all, how they lie."""
+def enhanced(*, by_frame: bool = False, heights: Sequence[float] = (0, 2, 4)) -> Dataset:
+    """A stack of planes that says of each frame, or once for all, how they lie."""
 
     def item(**tags: object) -> Dataset:
         made = Dataset()
@@ -167,11 +168,11 @@ def enhanced(*, by_frame: bool) -> Dataset:
         "PlaneOrientationSequence": [item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
     }
     frames = [
-        item(PlanePositionSequence=[item(ImagePositionPatient=[0, 0, 2 * k])], **planes if by_frame else {})
-        for k in range(3)
+        item(PlanePositionSequence=[item(ImagePositionPatient=[0, 0, z])], **planes if by_frame else {})
+        for z in heights
     ]
     return dicoms.dataset(
-        np.zeros((3, 8, 9), np.uint8),
+        np.zeros((len(heights), 8, 9), np.uint8),
         SOPClassUID="1.2.840.10008.5.1.4.1.1.4.1",
         FrameOfReferenceUID="1.2.3.77",
         SharedFunctionalGroupsSequence=[item(**{} if by_frame else planes)],
@@ -191,3 +192,14 @@ def test_planes_that_are_told_frame_by_frame_are_carried_over(tmp_path: Path) ->
     made = pydicom.dcmread(io.BytesIO(contents[0]))
     where = [item.PlanePositionSequence[0] for item in made.PerFrameFunctionalGroupsSequence]
     assert sorted(float(one.ImagePositionPatient[2]) for one in where) == [0, 2, 4]
+
+
+@pytest.mark.parametrize("heights", [(4, 2, 0), (0, 1, 7), (0, 0, 2), (0, 0, 0), (0, 2, 0, 2)])
+def test_frames_in_any_order_and_of_one_place_get_their_own_masks(
+    tmp_path: Path, heights: tuple[float, ...]
+) -> None:
+    """A beating heart has a plane at several times, which highdicom does not tell apart."""
+    masks = RNG.random((len(heights), 2, 8, 9)) > 0.5
+    stack = opened(dicoms.save(tmp_path / "in.dcm", enhanced(heights=heights)))
+    (tmp_path / "seg.dcm").write_bytes(segmentation_bytes(stack, masks, SEGMENTS[:2], provenance()))
+    np.testing.assert_array_equal(read_masks(tmp_path / "seg.dcm"), masks)

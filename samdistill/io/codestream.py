@@ -87,16 +87,19 @@ def frame_problem(
     Returns
     -------
     str or None
-        What is wrong; None when decoding gives what was promised. Streams of unknown kind are None too: no
-        decoder takes them.
+        What is wrong; None when decoding gives what was promised. JPEG 2000 of an unknown kind is None, too:
+        no decoder takes it.
     """
     if syntax == RLE:
         grown = _rle_size(frame, raw_bytes)
         return None if grown <= raw_bytes + 64 else "a frame grows beyond its size"
+    jpeg = frame[:2] == _JPEG_START
     try:
-        found = _jpeg_size(frame) if frame[:2] == _JPEG_START else _jpeg_2000_size(frame)
+        found = _jpeg_size(frame) if jpeg else _jpeg_2000_size(frame)
     except struct.error:
         return "a frame is cut short or of an unknown kind"
+    if found is None and jpeg:  # decoders pass over what is between the markers, and find a frame after all
+        return "a frame is damaged before its header"
     if found is not None and found[:2] != size:
         return f"a frame has {found[1]} x {found[0]} pixels, the header says {size[1]} x {size[0]}"
     if found is not None and found[2] != samples:

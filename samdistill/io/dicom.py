@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import encapsulate, generate_frames, get_frame, parse_basic_offsets
 from pydicom.pixels import apply_color_lut, get_decoder
 
 from samdistill.errors import InputRejected
@@ -37,7 +37,17 @@ _NO_PICTURES = {  # objects whose pixels are no picture
     "1.2.840.10008.5.1.4.1.1.66.7": "a segmentation",
     "1.2.840.10008.5.1.4.1.1.481.2": "a dose",
 }
+# One decoder each. pydicom goes on to the next where one fails, and of a damaged stream GDCM ends the process
+# (JPEG) and CharLS by itself never returns (JPEG-LS).
+_PLUGINS = {
+    "1.2.840.10008.1.2.4.50": "pillow",
+    "1.2.840.10008.1.2.4.51": "pillow",
+    "1.2.840.10008.1.2.4.80": "gdcm",
+    "1.2.840.10008.1.2.4.81": "gdcm",
+}
 _CM = 3  # PhysicalUnits of an ultrasound region
+# Where PixelSpacing is the same as one of these it is of the detector, too (PS3.3 10.7.1.3).
+_DETECTOR_SPACINGS = ("ImagerPixelSpacing", "NominalScannedPixelSpacing")
 _FUNCTIONAL_GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
 Floats = npt.NDArray[np.float64]
 T = TypeVar("T")
@@ -115,6 +125,7 @@ def open_dicom(
             f"{path} has a photometric interpretation that is not known for {samples} samples a pixel. "
             "Convert it to MONOCHROME2 or RGB."
         )
+    guarded(path, "its frames", lambda: _find_frames(dataset, count))
     return DicomStack(
         path,
         size,
@@ -176,6 +187,17 @@ def _header(dataset: Dataset) -> tuple[tuple[int, int], int, int, str]:
     )
 
 
+def _find_frames(dataset: Dataset, count: int) -> None:
+    """Note where compressed frames begin, where the file does not: else each is looked for from the first."""
+    if count == 1 or not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    if "ExtendedOffsetTable" in dataset or parse_basic_offsets(dataset.PixelData):
+        return
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=count))
+    if len(frames) == count:
+        dataset.PixelData = encapsulate(frames)
+
+
 def _decode(path: Path, dataset: Dataset, index: int, count: int) -> tuple[npt.NDArray[Any], str]:
     """Decode frame `index`: stored values (H, W) or RGB (H, W, 3), and what they stand for."""
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -191,7 +213,10 @@ def _decode(path: Path, dataset: Dataset, index: int, count: int) -> tuple[npt.N
         if problem is not None:
             raise InputRejected(f"{path} cannot be read: {problem}. Export it again.")
     decoder = guarded(path, "its transfer syntax", lambda: get_decoder(syntax))
-    values, about = guarded(path, "its pixel data", lambda: decoder.as_array(dataset, index=index))
+    plugin = _PLUGINS.get(str(syntax), "")
+    values, about = guarded(
+        path, "its pixel data", lambda: decoder.as_array(dataset, index=index, decoding_plugin=plugin)
+    )
     photometric = str(about["photometric_interpretation"])
     if values.shape not in ((height, width), (height, width, 3)) or (samples == 3 and photometric != "RGB"):
         raise InputRejected(f"{path} cannot be read: its colours are stored in an unknown way. Convert it.")
@@ -205,8 +230,7 @@ def _check_palette(path: Path, dataset: Dataset) -> None:
         if not data:
             continue
         bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
-        order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
-        words = np.frombuffer(data, np.uint8 if bits == 8 else f"{order}u2", len(data) // (bits // 8))
+        words = np.frombuffer(data, np.uint8 if bits == 8 else _word(dataset), len(data) // (bits // 8))
         if palette_entries(words.tolist(), MAX_PALETTE) > MAX_PALETTE:
             raise InputRejected(
                 f"{path} must have a palette of at most {MAX_PALETTE} colours, without segments that repeat "
@@ -222,11 +246,10 @@ def _grey(stored: npt.NDArray[Any], dataset: Dataset, index: int) -> Pixels:
         or str(dataset.get("PresentationLUTShape", "")).upper() == "INVERSE"
     )
     extremes = np.array([-(1 << (bits - 1)), (1 << (bits - 1)) - 1] if signed else [0, (1 << bits) - 1])
-    values = _modality(stored, dataset, index)
-    shown = _shown(values, dataset, index)
+    values, ends = (_modality(some, dataset, index) for some in (stored, extremes))
+    shown = _shown(values, dataset, index, signed=bool(ends.min() < 0))
     if inverted:
         # The sum of the two ends mirrors the range onto itself.
-        ends = _modality(extremes, dataset, index)
         values = ends.sum() - values.astype(ends.dtype)
     values = np.ascontiguousarray(values, _dtype(values, extremes))
     if shown is None:
@@ -248,7 +271,7 @@ def _modality(values: npt.NDArray[Any], dataset: Dataset, index: int) -> npt.NDA
     """Modality LUT or rescale (PS3.3 C.11.1); untouched where there is neither."""
     tables = dataset.get("ModalityLUTSequence")
     if tables:
-        return _look_up(values, tables[0])[0]
+        return _look_up(values, tables[0], dataset, signed=bool(dataset.get("PixelRepresentation", 0)))[0]
     item = _functional_group(dataset, index, "PixelValueTransformationSequence", "RescaleSlope")
     slope = float(item.get("RescaleSlope", 1) or 1)
     intercept = float(item.get("RescaleIntercept", 0) or 0)
@@ -257,35 +280,53 @@ def _modality(values: npt.NDArray[Any], dataset: Dataset, index: int) -> npt.NDA
     return values * slope + intercept
 
 
-def _shown(values: npt.NDArray[Any], dataset: Dataset, index: int) -> Floats | None:
-    """VOI LUT or window (PS3.3 C.11.2) onto 0..1; None where the file has neither."""
+def _shown(values: npt.NDArray[Any], dataset: Dataset, index: int, *, signed: bool) -> Floats | None:
+    """VOI LUT or window (PS3.3 C.11.2) onto 0..1; None where the file has neither that can be meant.
+
+    Parameters
+    ----------
+    signed
+        Whether values may be negative.
+    """
     item = _functional_group(dataset, index, "FrameVOILUTSequence", "WindowCenter")
     tables = item.get("VOILUTSequence") or dataset.get("VOILUTSequence")
     if tables:
-        looked_up, bits = _look_up(values, tables[0])
+        looked_up, bits = _look_up(values, tables[0], dataset, signed=signed)
         return looked_up / float((1 << bits) - 1)
     if item.get("WindowCenter") is None or item.get("WindowWidth") is None:
         return None
     centre, width = (float(np.atleast_1d(item[key].value)[0]) for key in ("WindowCenter", "WindowWidth"))
     function = str(item.get("VOILUTFunction", "LINEAR") or "LINEAR").upper()
+    # No window is as narrow (PS3.3 C.11.2.1.2, C.11.2.1.3): 0 stands where nothing was to be said.
+    if not (width > 0 if function in ("SIGMOID", "LINEAR_EXACT") else width >= 1):
+        return None
     x = values.astype(np.float64)
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (x - centre) / width, -700, 700)))
     if function == "LINEAR_EXACT":
         return np.clip((x - centre) / width + 0.5, 0, 1)
-    if width <= 1:
+    if width == 1:
         return (x > centre - 0.5).astype(np.float64)
     return np.clip((x - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
 
 
-def _look_up(values: npt.NDArray[Any], item: Dataset) -> tuple[Floats, int]:
+def _look_up(
+    values: npt.NDArray[Any], item: Dataset, dataset: Dataset, *, signed: bool
+) -> tuple[Floats, int]:
     """Values through a table (PS3.3 C.11.1.1), and how many bits its entries have."""
     count, first, bits = (int(n) for n in item.LUTDescriptor)
+    if signed and first >= 1 << 15:  # told as an unsigned number, whatever the values are
+        first -= 1 << 16
     data = item.LUTData
     if isinstance(data, bytes):
-        data = np.frombuffer(data, np.uint8 if len(data) < 2 * (count or 1 << 16) else "<u2")
+        data = np.frombuffer(data, np.uint8 if len(data) < 2 * (count or 1 << 16) else _word(dataset))
     table = np.atleast_1d(np.asarray(data, np.float64))[: count or 1 << 16]
     return table[np.clip(values.astype(np.int64) - first, 0, len(table) - 1)], bits
+
+
+def _word(dataset: Dataset) -> str:
+    """numpy's name of 16 bits as the file has them."""
+    return "<u2" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">u2"
 
 
 def _functional_group(dataset: Dataset, index: int, sequence: str, key: str) -> Dataset:
@@ -301,11 +342,20 @@ def _functional_group(dataset: Dataset, index: int, sequence: str, key: str) -> 
 
 
 def _spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
-    """(y, x) millimetres between pixel centres in the patient; detector spacing is no such thing."""
-    item = _functional_group(dataset, 0, "PixelMeasuresSequence", "PixelSpacing")
-    values = item.get("PixelSpacing")
+    """(y, x) millimetres between pixel centres in the patient; detector spacing is no such thing.
+
+    None, too, where the frames have several.
+    """
+    frames = range(len(dataset.get(_FUNCTIONAL_GROUPS[0]) or ()) or 1)
+    items = [_functional_group(dataset, k, "PixelMeasuresSequence", "PixelSpacing") for k in frames]
+    values = items[0].get("PixelSpacing")
+    if any(item.get("PixelSpacing") != values for item in items):
+        return None
     if values:
         y, x = (float(value) for value in values)
+        at_detector = any(_equal(dataset.get(key), (y, x)) for key in _DETECTOR_SPACINGS)
+        if at_detector and not dataset.get("PixelSpacingCalibrationType"):
+            return None
     else:
         regions = dataset.get("SequenceOfUltrasoundRegions") or []
         if len(regions) != 1 or not all(
@@ -314,3 +364,7 @@ def _spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
             return None
         y, x = (abs(float(regions[0][f"PhysicalDelta{axis}"].value)) * MM_PER_CM for axis in "YX")
     return (y, x) if 0 < x < np.inf and 0 < y < np.inf else None
+
+
+def _equal(spacing: Sequence[Any] | None, other: tuple[float, float]) -> bool:
+    return bool(spacing) and np.allclose([float(value) for value in spacing or ()], other, rtol=1e-4, atol=0)

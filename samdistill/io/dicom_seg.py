@@ -271,16 +271,29 @@ def _share_planes(source: Any) -> None:
 
 
 def _placed(source: Any) -> bool:
-    """Whether each frame has its place in the patient, which highdicom then carries over."""
+    """Whether each frame has its own place in the patient, which highdicom then carries over.
+
+    Frames of one place at several times have not: highdicom tells frames apart by their places.
+    """
     if not source.get("FrameOfReferenceUID"):
         return False
     if "PerFrameFunctionalGroupsSequence" in source:
         shared = source.get("SharedFunctionalGroupsSequence") or [{}]
         frames = source.PerFrameFunctionalGroupsSequence
-        return all(keyword in shared[0] for keyword in _PLANES) and all(
-            "PlanePositionSequence" in item for item in frames
+        return (
+            all(keyword in shared[0] for keyword in _PLANES)
+            and all("PlanePositionSequence" in item for item in frames)
+            and _apart(frames, shared[0].PlaneOrientationSequence[0].ImageOrientationPatient)
         )
     return int(source.get("NumberOfFrames") or 1) == 1 and all(source.get(keyword) for keyword in _PLACES)
+
+
+def _apart(frames: Sequence[Any], orientation: Sequence[float]) -> bool:
+    """Whether planes of one orientation all lie at their own distance along its normal, in mm."""
+    along = np.array(orientation, np.float64)
+    places = np.array([item.PlanePositionSequence[0].ImagePositionPatient for item in frames], np.float64)
+    distances = places @ np.cross(along[:3], along[3:])
+    return len(np.unique(distances.round(6))) == len(frames)
 
 
 def _moment(source: Any) -> tuple[str, str]:
