@@ -24,7 +24,7 @@ def assess(
     run: Annotated[Path | None, typer.Option(help="Run folder: its student beside, and prompting.")] = None,
     prompts: Annotated[
         str | None,
-        typer.Option(help="With --run: mine, burden, or a TOML file of `tune`. Default: the run's."),
+        typer.Option(help="With --run: mine, burden, box, or a TOML file of `tune`. Default: the run's."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many images, drawn at random.")] = None,
     points_per_side: Annotated[

@@ -21,7 +21,7 @@ def pseudo_label(
     teacher: Annotated[str | None, typer.Option(help="As for `teacher check`. Default: the run's.")] = None,
     prompts: Annotated[
         str | None,
-        typer.Option(help="mine, burden, or a TOML file as `tune` writes it. Default: the run's."),
+        typer.Option(help="mine, burden, box, or a TOML file as `tune` writes it. Default: the run's."),
     ] = None,
     min_iou: Annotated[float, typer.Option(help="Least predicted IoU of a mask that is kept.")] = 0.0,
     min_agreement: Annotated[

@@ -58,7 +58,7 @@ def train(
         float | None, typer.Option(help="Least Dice of student and teacher for a pseudo label to count.")
     ] = None,
     prompts: Annotated[
-        str | None, typer.Option(help="mine, burden, or a TOML file as `samdistill tune` writes it.")
+        str | None, typer.Option(help="mine, burden, box, or a TOML file as `samdistill tune` writes it.")
     ] = None,
     points: Annotated[int | None, typer.Option(help="Point prompts a set; 0 for none.")] = None,
     spread: Annotated[float | None, typer.Option(help="Least distance between point prompts, px.")] = None,

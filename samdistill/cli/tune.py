@@ -22,7 +22,7 @@ def tune(
     refiner: Annotated[str, typer.Option(help="What is tuned: teacher or random-walker.")] = "teacher",
     teacher: Annotated[str | None, typer.Option(help="As for `teacher check`. Default: the run's.")] = None,
     prompts: Annotated[
-        str, typer.Option(help="Everything that is not searched: mine, burden or a TOML file.")
+        str, typer.Option(help="Everything that is not searched: mine, burden, box or a TOML file.")
     ] = "burden",
     trials: Annotated[int, typer.Option(help="How many in all; those of an interrupted search count.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
