@@ -130,6 +130,8 @@ def export_run(
 
     check_target(Path(out), force=force)
     opened = Run.load(run)
+    if progress is not None and not opened.record.result:
+        progress.on_message(f"{run} is not finished: its best student so far goes in")
     source = Source(
         opened.load_student(),
         opened.class_names,

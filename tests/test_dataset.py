@@ -14,6 +14,7 @@ from samdistill.errors import InputRejected
 from samdistill.inference import gather
 from samdistill.io import make_split, open_dataset, write_mask, write_png
 from samdistill.io.dataset import fingerprint
+from samdistill.io.layout import read_layout
 from samdistill.train.pseudo_folder import find_images
 
 SIZE = (12, 16)
@@ -307,6 +308,8 @@ def test_groups_and_parts_come_from_a_table(folder: Folder) -> None:
     dataset = open_dataset(root)
     assert [case.group for case in dataset.cases] == ["7", "7", "8"]
     assert dataset.parts == {"a": "test", "c": "train"}
+    (warned,) = read_layout(root).problems
+    assert (warned.severity, "'elsewhere'" in warned.what) == ("warning", True)
 
 
 @pytest.mark.parametrize(
@@ -317,6 +320,7 @@ def test_groups_and_parts_come_from_a_table(folder: Folder) -> None:
         ("file,patient,part\na,1,dev\nb,1,\n", "the split 'dev'"),
         ("file,patient,part\na,1,\n", "1 image.* have no row.*'b'"),
         ("file,patient,part\na,1,train\nb,1,test\n", "cuts through the group '1'"),
+        ("file,patient,part\nimages/a,1,test\n", r"1 row\(s\) name no image; the first is 'images/a'"),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(folder: Folder, table: str, message: str) -> None:

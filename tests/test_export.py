@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -447,6 +449,27 @@ def test_a_bundle_tells_no_path_no_file_name_and_holds_no_real_image(
             assert not [word for word in words if len(word) > 3 and word.encode() in content], file
     manifest = (published.path / "manifest.json").read_text()
     assert not [case.image_path.name for case in open_dataset(data).cases if case.image_path.name in manifest]
+
+
+def test_of_a_run_that_is_not_finished_export_says_so(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Listening:
+        def on_message(self, text: str) -> None:
+            told.append(text)
+
+        def on_case(self, done: int, total: int) -> None: ...
+
+    monkeypatch.setattr("samdistill.export.bundle.publish", lambda *_, **__: None)
+    export_run(run, tmp_path / "bundle", teacher=None, progress=Listening())
+    assert not told
+    cut = shutil.copytree(run, tmp_path / "cut")
+    record = json.loads((cut / "run.json").read_text())
+    (cut / "run.json").write_text(json.dumps({**record, "result": {}}))
+    export_run(cut, tmp_path / "bundle", teacher=None, progress=Listening())
+    assert [text for text in told if "is not finished" in text]
 
 
 def test_a_run_that_cannot_be_read_or_has_lost_its_data_is_not_published(run: Path, tmp_path: Path) -> None:

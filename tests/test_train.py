@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from samdistill.errors import DeviceUnavailable, InputRejected, UsageError
+from samdistill.io import write_png
 from samdistill.io.dataset import open_dataset
 from samdistill.phantoms import folder as phantoms
 from samdistill.train.config import AugmentConfig, TrainConfig, load_config
@@ -234,6 +235,13 @@ def _identity() -> Any:
     from samdistill.intensity import IntensityRule
 
     return IntensityRule()
+
+
+def test_an_image_deeper_than_the_rule_is_named(data: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(data, tmp_path / "data")
+    write_png(copy / "images" / "deep.png", np.full((48, 64), 4096, np.uint16))
+    with pytest.raises(InputRejected, match=r"deep\.png: pixels must be uint8 under the intensity rule"):
+        FrameStore(open_dataset(copy).unlabelled, 32, _identity()).preload(lambda done, total: None)
 
 
 def test_a_batch_depends_on_nothing_but_seed_stream_and_step(store: FrameStore) -> None:

@@ -337,6 +337,11 @@ def _read_table(layout: Layout, table: CaseTable) -> None:
         for case_id in layout.scans.get(_stem(row[table.case]), [_stem(row[table.case])])
         if case_id in layout.images
     ]
+    unknown = [case_id for case_id in seen if case_id not in layout.images and case_id not in layout.scans]
+    if unknown:
+        tell = layout.warn if named else layout.error
+        told = f"{len(unknown)} row(s) name no image; the first is {unknown[0]!r}."
+        tell(table.file, told, "Write ids as the path below images/ without suffix, or remove the rows.")
     for case_id, row in named:
         if table.group is not None and (row[table.group] or "").strip():
             layout.groups[case_id] = row[table.group].strip()

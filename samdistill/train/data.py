@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from samdistill.arrays import Image
+from samdistill.errors import InputRejected
 from samdistill.geometry import model_size, pad_image, padded_size, resize_image, resize_masks
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import Case
@@ -90,7 +91,10 @@ class FrameStore:
             self._bytes += frame.image.nbytes + (frame.targets.nbytes if frame.targets is not None else 0)
 
     def _read(self, case: Case) -> Frame:
-        image = self._intensity.apply(case.read_image())
+        try:
+            image = self._intensity.apply(case.read_image())
+        except ValueError as error:  # deeper than the images that the rule was chosen by
+            raise InputRejected(f"{case.image_path}: {error}") from error
         size = model_size((image.shape[0], image.shape[1]), self._size)
         targets: npt.NDArray[np.int8] | None = None
         if case.labelled:
