@@ -16,6 +16,7 @@ import typer.main
 from samdistill import manifest_quality, manifest_records
 from samdistill.cli.app import app
 from samdistill.evaluation import Evaluation
+from samdistill.export.parity import ParityReport
 from samdistill.inference.records import Record
 from samdistill.manifest import Manifest
 from samdistill.predictor import Predictor, Segmentation
@@ -84,7 +85,7 @@ def fields(kind: Any) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("kind", [TrainConfig, RunRecord, Record, Estimate], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [TrainConfig, RunRecord, Record, Estimate, ParityReport])
 def test_every_field_is_told(kind: Any) -> None:
     assert {name for name in fields(kind) if not re.search(rf"\b{name}\b", CODE)} == set()
 
