@@ -386,8 +386,13 @@ class Predictor:
                 "mode must be fast or refine, not auto: this bundle has no routing rule; it was exported "
                 "without labelled validation images."
             )
-        if chosen == "refine" or (chosen == "auto" and routing is not None and routing.refine):
+        if self.asks_teacher(chosen):
             self.teacher()
+
+    def asks_teacher(self, mode: Mode) -> bool:
+        """Whether the teacher may be asked in a mode: not in "fast", nor where the rule says never."""
+        routing = self.manifest.routing
+        return mode == "refine" or (mode == "auto" and routing is not None and routing.refine)
 
     def _logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         student = self.manifest.models.student

@@ -11,11 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from bundles import colours, expected, rewrite
 from PIL import Image as PillowImage
 from teacher_bundles import give_teacher
+from test_inference import segment
 
 from samdistill.errors import InputRejected, UsageError
 from samdistill.evaluation import evaluate
@@ -354,6 +356,38 @@ def test_infer_tells_which_images_were_refined_why_and_how_far_to_trust_them(
     )  # fmt: skip
     assert page.returncode == 0, page.stderr
     assert "estimated Dice" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_infer_opens_no_teacher_that_is_never_asked(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor.load(bundle_with(original, tmp_path, refine=False), threads=1)
+    monkeypatch.setattr(Predictor, "teacher", lambda self: pytest.fail("opened"))
+    PillowImage.fromarray(colours()).save(tmp_path / "a.png")
+    (record,) = segment(predictor, tmp_path / "a.png", tmp_path / "out", mode="auto")
+    assert record.routed is not None
+    assert record.routed["why"] == {"never": 1}
+
+
+def test_abstaining_wants_a_bundle_that_judges(original: Path, tmp_path: Path) -> None:
+    """Else nothing would be flagged, whatever was asked for."""
+    PillowImage.fromarray(colours()).save(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="abstain must be left out"):
+        segment(original, tmp_path / "a.png", tmp_path / "out", abstain=0.6)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_many_images_keeps_nothing_large_of_the_teachers_answers(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts may hold logits of the image's size, for each of a thousand slices."""
+    held: list[Refined] = []
+    monkeypatch.setattr("samdistill.inference.cases.told", lambda refined, names: held.extend(refined))
+    volume = np.repeat(colours()[..., 0].T[..., None], 3, axis=2)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "a.nii")
+    (record,) = segment(predictor, tmp_path / "a.nii", tmp_path / "out", mode="refine", overlay=True)
+    assert (record.status, len(held)) == ("ok", 3)
+    assert all(one.prompts == () and one.embedding is None for one in held)
 
 
 @pytest.mark.parametrize(

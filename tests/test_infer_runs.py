@@ -22,7 +22,7 @@ from bundles import colours, rewrite
 from test_inference import bomb, save, segment, segment_all, tree
 
 from samdistill.errors import UsageError
-from samdistill.inference import Shard, gather
+from samdistill.inference import Outcome, Shard, gather, segment_files
 from samdistill.inference.workers import share_threads
 from samdistill.io.images import read_mask
 from samdistill.predictor import Predictor
@@ -208,6 +208,72 @@ def test_shards_share_the_files_out_and_keep_their_own_lists(tiny_bundle: Path, 
     for text in ("0/3", "4/3", "1", "a/b", "-1/3", "1/0"):
         with pytest.raises(UsageError, match="shard must be i/n"):
             Shard.parse(text)
+
+
+def test_no_list_of_other_shards_stays_beside_newer_ones(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Whoever joins measurements*.csv would count twice, and what is no more."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    fill(folder, 5)
+    predictor = Predictor.load(tiny_bundle)
+
+    def lists(*shards: str, **options: Any) -> tuple[set[str], int]:
+        kept = 0
+        for text in shards:
+            part = None if text == "all" else Shard.parse(text)
+            kept += segment_all(
+                predictor,
+                gather([str(folder)], out),
+                out,
+                shard=part,
+                measurements=True,
+                contours=True,
+                **options,
+            )[0].kept
+        suffixes = (".csv", ".json", ".jsonl", ".partial")
+        return {p.name for p in out.iterdir() if p.suffix in suffixes and "audit" not in p.name}, kept
+
+    def names(*stems: str) -> set[str]:
+        return {
+            f"{kind}{stem}.{suffix}"
+            for stem in stems
+            for kind, suffix in (("results", "jsonl"), ("measurements", "csv"), ("coco", "json"))
+        }
+
+    assert lists("1/3", "2/3", "3/3") == (names("-1-of-3", "-2-of-3", "-3-of-3"), 0)
+    found, kept = lists("1/2", "2/2", resume=True)
+    assert kept == 5
+    assert {name for name in found if not name.startswith(".")} == names("-1-of-2", "-2-of-2")
+    assert lists("all", resume=True) == (names(""), 5)
+    assert lists("all", resume=True) == (names(""), 5)
+
+
+def test_two_runs_into_one_folder_are_kept_apart(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    fill(folder, 4)
+    predictor = Predictor.load(tiny_bundle)
+    sources = gather([str(folder)], out)
+    seen = []
+
+    def start(part: Shard | None) -> str:
+        try:
+            segment_files(predictor, sources, out, shard=part)
+        except UsageError as error:
+            return str(error)
+        return "done"
+
+    def meanwhile(outcome: Outcome) -> None:
+        if not seen:
+            before = masks(out)
+            seen.extend(start(part) for part in (None, Shard(1, 2), Shard(2, 2)))
+            assert before.items() <= masks(out).items()
+
+    segment_files(predictor, sources, out, tell=meanwhile)
+    assert ["two runs at once" in text for text in seen] == [True, True, True]
+    assert len((out / "results.jsonl").read_text().splitlines()) == 4
+    seen.clear()
+    segment_files(predictor, sources, out, shard=Shard(1, 2), tell=meanwhile)
+    assert ["two runs at once" in text for text in seen] == [True, True, False]  # the other shard may
+    assert start(None) == "done"
 
 
 def test_lists_that_a_killed_run_left_half_go_and_nothing_else(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -118,6 +119,43 @@ def test_folders_files_and_patterns_are_found_once_each_and_sorted(tmp_path: Pat
     assert names(gather([str(folder / "b" / "2.png")], out)) == ["2.png"]
     assert names(gather([f"{folder}/**/*.png"], out)) == ["b/2.png"]
     assert names(gather([f"{folder}/b/[12].*"], out)) == ["1.JPG", "2.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_a_failed_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its patients would be missing, and nobody would know."""
+    for name in ("a/1.png", "b/2.png"):
+        save(tmp_path / "in" / name)
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("a"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = gather([str(tmp_path / "in")], tmp_path / "out")
+    assert names(found) == ["b/2.png", "a"]
+    assert [bool(source.problem) for source in found] == [False, True]
+    assert "Permission denied" in str(found[1].problem)
+    (alone,) = gather([str(tmp_path / "in" / "a")], tmp_path / "out")
+    assert "Permission denied" in str(alone.problem)
+
+
+def test_an_input_that_an_old_record_calls_its_output_stays(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the two are named: the folder from here, the file from the root."""
+    monkeypatch.chdir(tmp_path)
+    mine = save(tmp_path / "out" / "tumour" / "a.png")
+    segment(tiny_bundle, mine, Path("elsewhere"))
+    record = json.loads(Path("elsewhere", "results.jsonl").read_text())
+    record["files"] = {"tumour/a.png": hashlib.sha256(mine.read_bytes()).hexdigest()}
+    Path("out", "results.jsonl").write_text(json.dumps(record) + "\n")
+    (found,) = segment(tiny_bundle, mine, Path("out"))
+    assert found.status == "ok"
+    assert mine.is_file()
 
 
 def test_of_a_data_folder_the_images_are_taken_and_not_the_masks(tmp_path: Path) -> None:

@@ -168,6 +168,14 @@ def test_bombs_and_damage_are_refused_with_a_message(tmp_path: Path) -> None:
         open_stack(tmp_path / "missing.nii")
 
 
+def test_a_small_file_of_a_million_images_is_refused(tmp_path: Path) -> None:
+    """Each would be a call of the network; 4 kB on disk."""
+    deep = nibabel.Nifti2Image(np.zeros((1, 1, 1_000_000), np.uint8), np.eye(4))
+    nibabel.save(deep, tmp_path / "deep.nii.gz")
+    with pytest.raises(InputRejected, match="must hold at most 16384 images, not 1000000"):
+        open_stack(tmp_path / "deep.nii.gz")
+
+
 def test_damage_that_only_the_checksum_tells_is_told(tmp_path: Path) -> None:
     plain = save(tmp_path / "a.nii", volume()).read_bytes()
     packed = bytearray(gzip.compress(plain, 0))  # stored, so that every byte can be read whatever it is

@@ -158,6 +158,21 @@ def test_large_frames_are_refused_from_the_header(tmp_path: Path) -> None:
         next(frames(path, max_pixels=100))
 
 
+def test_a_small_file_that_unfolds_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a still picture each further frame is 40 bytes, whatever its size; a film is read to its end."""
+    still = clip(tmp_path / "still.webm", moving(1, 512, 512) * 60, "VP90")
+    film = clip(
+        tmp_path / "film.webm", [np.roll(one, k % 7, 0) for k, one in enumerate(moving(60, 512, 512))], "VP90"
+    )
+    monkeypatch.setattr("samdistill.io.video.MAX_STACK_PIXELS", 4 * 512 * 512)
+    monkeypatch.setattr("samdistill.io.video.MOST_PIXELS_A_BYTE", 512 * 512 * 60 // film.stat().st_size + 1)
+    assert sum(1 for _ in frames(film)) == 60
+    with pytest.raises(InputRejected, match="must not unfold to so many frames of 512 x 512"):
+        list(frames(still))
+
+
 def test_what_a_video_cannot_have_is_said(tiny_bundle: Path, tmp_path: Path) -> None:
     path = clip(tmp_path / "a.avi", moving(1))
     (record,) = segment(tiny_bundle, path, tmp_path / "out", contours=True)

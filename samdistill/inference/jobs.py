@@ -148,7 +148,9 @@ def failed(run: Run, job: Job, error: Exception) -> Outcome:
     kind = type(error).__name__ if known else f"internal error {type(error).__name__}"
     if isinstance(error, ValueError):  # pixels that do not go with the intensity rule
         kind = InputRejected.__name__
-    return Outcome(job.number, replace(record, error=reason), nameless, kind, job.timings_ms)
+    # The folders above, which may name a site or a patient, are nobody's business in a list or a report.
+    told = reason.replace(path, str(job.source.relative))
+    return Outcome(job.number, replace(record, error=told), nameless, kind, job.timings_ms)
 
 
 def _versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from samdistill.inference.outputs import Options
 from samdistill.inference.records import RESULTS, unfinished_of
+from samdistill.inference.sources import Shard
 from samdistill.io.contours import coco_annotation
 from samdistill.io.files import atomic_write, remove_leftovers
 from samdistill.io.measurements import Measurement
@@ -27,15 +28,29 @@ def remove_listings(out: Path, name: Naming) -> None:
     remove_leftovers(out, {name(file) for file in (RESULTS, MEASUREMENTS, COCO)})
 
 
-def set_aside_whole_lists(out: Path) -> None:
-    """Take back what an earlier run over all inputs listed, of which a shard now redoes a part.
+def set_aside_others(out: Path, shard: Shard) -> None:
+    """Take back the lists of earlier runs over all inputs, or in other shards, that a shard redoes a part of.
 
-    `--resume` still finds the records, as if that run had been killed.
+    `--resume` still finds the records, as if those runs had been killed.
     """
-    with contextlib.suppress(FileNotFoundError):  # another shard may come first
-        (out / RESULTS).replace(unfinished_of(out / RESULTS))
-    for file in (MEASUREMENTS, COCO):
-        (out / file).unlink(missing_ok=True)
+    for file in (RESULTS, MEASUREMENTS, COCO):
+        for path in (out / file, *out.glob(_of_shards(file))):
+            if not path.match(f"*-of-{shard.count}.*"):
+                with contextlib.suppress(FileNotFoundError):  # another shard may come first
+                    path.replace(unfinished_of(path)) if file == RESULTS else path.unlink()
+
+
+def remove_lists_of_shards(out: Path) -> None:
+    """Remove what earlier shards listed, whether they ended or not; their records have been read."""
+    unfinished = unfinished_of(out / _of_shards(RESULTS)).name
+    for pattern in (unfinished, *map(_of_shards, (RESULTS, MEASUREMENTS, COCO))):
+        for path in out.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def _of_shards(file: str) -> str:
+    """The pattern of a list's names in shards."""
+    return file.replace(".", "-*-of-*.", 1)
 
 
 def write_listings(out: Path, name: Naming, class_names: Sequence[str], options: Options) -> None:

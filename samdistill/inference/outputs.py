@@ -89,7 +89,7 @@ def engines_of(predictor: Predictor, mode: Mode) -> dict[str, str]:
     """What computes in a mode: network -> its engine, and runtime -> the library's version."""
     found = {"student": predictor.engine}
     runtimes = {predictor.runtime}
-    if mode != "fast":
+    if predictor.asks_teacher(mode):
         for part, opened in predictor.teacher().parts.items():
             found[part] = str(opened)
             runtimes.add(opened.record.runtime)
@@ -238,7 +238,8 @@ def remove_stale(
     """
     found = [record for source in sources if (record := earlier.get(str(source.relative))) is not None]
     if found:
-        inputs_and_outputs = {source.path for source in (*sources, *outputs)}
+        # However they were named: what an old record calls its output may be an input by now.
+        inputs_and_outputs = {source.path.resolve() for source in (*sources, *outputs)}
         inputs_and_outputs.update(file for one in outputs.values() for file in one.files)
         for record in found:
             _remove_recorded(record, out, inputs_and_outputs)
@@ -268,7 +269,10 @@ def _remove_recorded(record: Record, out: Path, spared: Collection[Path]) -> Non
         if file in spared or file.parent in spared:
             continue
         with contextlib.suppress(OSError, ValueError):
-            if file.resolve().is_relative_to(root) and sha256_file(file) == sha256:
+            real = file.resolve()
+            if real in spared:
+                continue
+            if real.is_relative_to(root) and sha256_file(file) == sha256:
                 file.unlink()
                 if file.parent != out:
                     file.parent.rmdir()  # a video's, once it is empty

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from samdistill.errors import InputRejected, SomeInputsFailed
+from samdistill.errors import InputRejected, SomeInputsFailed, UsageError
 from samdistill.inference.cases import Case
 from samdistill.inference.jobs import (
     BATCH,
@@ -32,7 +32,13 @@ from samdistill.inference.jobs import (
     timed,
     written,
 )
-from samdistill.inference.listings import remove_listings, set_aside_whole_lists, write_listings
+from samdistill.inference.listings import (
+    remove_listings,
+    remove_lists_of_shards,
+    set_aside_others,
+    write_listings,
+)
+from samdistill.inference.locks import alone
 from samdistill.inference.outputs import (
     Options,
     plan,
@@ -104,55 +110,61 @@ def segment_files(
     Raises
     ------
     UsageError
-        For a mode the bundle cannot do, and as `plan`; before anything is written or removed.
+        For a mode the bundle cannot do, for `abstain` where it judges nothing, while another run writes to
+        `out`, and as `plan`; before anything is written or removed.
     ModuleNotFoundError
         When a file's format needs a library that is not installed; likewise.
     """
     options = options or Options()
     predictor.require_mode(options.mode)
+    if options.abstain is not None and predictor.manifest.quality is None:
+        raise UsageError(
+            "abstain must be left out: this bundle does not judge its answers; it was exported without "
+            "labelled validation images."
+        )
     outputs = plan(sources, out, predictor, options)
     if shard is not None:
         sources = shard.of(sources)
         outputs = {source: outputs[source] for source in sources if source in outputs}
     _require_libraries(sources)
     out.mkdir(parents=True, exist_ok=True)
-    run = Run(predictor, out, options, outputs)
-    earlier = earlier_records(out)
-    kept = _kept(run, sources, earlier) if resume else {}
-    fresh = [source for number, source in enumerate(sources, 1) if number not in kept]
-    remove_stale(fresh, outputs, out, predictor, options, earlier)
 
     def name(file: str) -> str:
         return file if shard is None else file.replace(".", f"-{shard}.", 1)
 
-    if shard is None:
-        for file in out.glob("results-*-of-*.jsonl"):
-            file.unlink()
-    else:
-        set_aside_whole_lists(out)
-    remove_listings(out, name)
-    summary = Summary(len(sources))
-    audit = Audit(out / name(AUDIT), run.facts)
-    try:
-        with journal(out / name(RESULTS), kept) as lines, warnings.catch_warnings():
-            # What pydicom and highdicom warn of may quote a patient's name.
-            warnings.simplefilter("ignore")
+    with alone(out, out / name(AUDIT), shard=shard is not None):
+        run = Run(predictor, out, options, outputs)
+        earlier = earlier_records(out)
+        kept = _kept(run, sources, earlier) if resume else {}
+        fresh = [source for number, source in enumerate(sources, 1) if number not in kept]
+        remove_stale(fresh, outputs, out, predictor, options, earlier)
+        if shard is not None:
+            set_aside_others(out, shard)
+        remove_listings(out, name)
+        summary = Summary(len(sources))
+        audit = Audit(out / name(AUDIT), run.facts)
+        try:
+            with journal(out / name(RESULTS), kept) as lines, warnings.catch_warnings():
+                # What pydicom and highdicom warn of may quote a patient's name.
+                warnings.simplefilter("ignore")
+                if shard is None:
+                    remove_lists_of_shards(out)  # now that what is kept of them is written
 
-            def settle(outcome: Outcome) -> None:
-                if outcome.exit != "kept":
-                    lines.add(outcome.number, outcome.record)
-                audit.add(outcome)
-                summary.count(outcome)
-                tell(outcome)
+                def settle(outcome: Outcome) -> None:
+                    if outcome.exit != "kept":
+                        lines.add(outcome.number, outcome.record)
+                    audit.add(outcome)
+                    summary.count(outcome)
+                    tell(outcome)
 
-            _work(run, sources, kept, workers, batch, settle)
-            for folder in {file.parent for planned in outputs.values() for file in planned.files}:
-                if folder.is_dir():
-                    sync_folder(folder)
-    finally:
-        audit.close()
-    write_listings(out, name, predictor.class_names, options)
-    return summary
+                _work(run, sources, kept, workers, batch, settle)
+                for folder in {file.parent for planned in outputs.values() for file in planned.files}:
+                    if folder.is_dir():
+                        sync_folder(folder)
+        finally:
+            audit.close()
+        write_listings(out, name, predictor.class_names, options)
+        return summary
 
 
 def raise_for_failures(summary: Summary) -> None:

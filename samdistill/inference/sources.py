@@ -77,15 +77,16 @@ def gather(inputs: Sequence[str], out: Path) -> list[Source]:
     -------
     list
         In the order given, folders and patterns sorted; each file once. An input that is nothing, holds no
-        picture, or is a link to a folder within another, is there with its `problem`.
+        picture, or is a link to a folder within another, is there with its `problem`, and so is a folder that
+        cannot be listed.
     """
     sources: dict[tuple[Path, PurePosixPath], Source] = {}
     inside = out.resolve()
     for text in inputs:
-        given = Path(text)
+        given, unread = Path(text), dict[Path, str]()
         if given.is_dir():
             root = given / "images" if (given / "images").is_dir() else given
-            found = _walk(root)
+            found = [*_walk(root, unread), *unread]
         elif given.exists():
             root, found = given.parent, [given]
         else:
@@ -97,17 +98,24 @@ def gather(inputs: Sequence[str], out: Path) -> list[Source]:
         for file in found:
             relative = PurePosixPath(file.relative_to(root).as_posix())
             linked = f"{file} is a link to a folder, which is not followed." if file.is_dir() else None
-            sources.setdefault((file.resolve(), relative), Source(file, relative, linked))
+            sources.setdefault((file.resolve(), relative), Source(file, relative, unread.get(file, linked)))
         if not found:
             problem = f"{text} holds no picture." if given.is_dir() else f"{text} does not exist."
             sources[given, PurePosixPath(text)] = Source(given, PurePosixPath(text), problem)
     return list(sources.values())
 
 
-def _walk(root: Path) -> list[Path]:
-    """The inputs below a folder, and the links to folders, which nobody may overlook."""
+def _walk(root: Path, unread: dict[Path, str]) -> list[Path]:
+    """The inputs below a folder, and the links to folders, which nobody may overlook.
+
+    What cannot be listed goes into `unread`, with the reason.
+    """
     found = []
-    for folder, folders, names in os.walk(root):
+
+    def cannot(error: OSError) -> None:
+        unread[Path(error.filename)] = f"{error.filename} cannot be read: {error.strerror}."
+
+    for folder, folders, names in os.walk(root, onerror=cannot):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = [Path(folder, name) for name in sorted(names)]
         found += [path for path in paths if _is_input(path, Path(path.name))]

@@ -25,6 +25,7 @@ DICOM_SUFFIXES = (".dcm", ".dicom")
 ALL_SUFFIXES = (*SUFFIXES, *NIFTI_SUFFIXES, *DICOM_SUFFIXES)
 MAX_FILE_BYTES = 1 << 31
 MAX_STACK_PIXELS = 1 << 28  # of all images of a file together; 1,024 slices of 512 x 512
+MAX_IMAGES = 1 << 14  # each costs a call of the network, however small it is
 _DICOM_MARK = (128, b"DICM")
 
 
@@ -262,6 +263,8 @@ def check_sizes(
         raise InputRejected(
             f"{path} must have at most {max_pixels} pixels an image, not {width} x {height}. Make it smaller."
         )
+    if count > MAX_IMAGES:
+        raise InputRejected(f"{path} must hold at most {MAX_IMAGES} images, not {count}. Cut it into parts.")
     if height * width * count > max_stack_pixels:
         raise InputRejected(
             f"{path} must have at most {max_stack_pixels} pixels in all, not {count} images of "

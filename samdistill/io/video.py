@@ -16,10 +16,14 @@ import numpy as np
 from samdistill.arrays import Image
 from samdistill.errors import InputRejected
 from samdistill.io.images import MAX_PIXELS
-from samdistill.io.stack import check_sizes
+from samdistill.io.stack import MAX_STACK_PIXELS, check_sizes
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 LIBRARY = "cv2"
+# A frame that repeats the last one takes some 40 bytes, however large: a small file could be hours of work.
+# Films have a few hundred pixels a byte, black ones of 3840 x 2160 a fifth of a million.
+MOST_PIXELS_A_BYTE = 1 << 19
+LEAST_PIXELS = 1 << 16  # that a frame counts as: the network's work is no less
 SPARE = 0.01  # of the frames that a header promises; some containers only estimate them
 _STARTS = (b"RIFF", b"\x1a\x45\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"\x30\x26\xb2\x75")
 _ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")  # at byte 4 of MP4 and MOV
@@ -68,8 +72,9 @@ def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
     Raises
     ------
     InputRejected
-        When the file is missing, no video, too large or cut short. Damage inside a stream is concealed by its
-        decoder, as in any player, and a frame of another size scaled to the first one's.
+        When the file is missing, no video, too large, cut short, or unfolds to far more than films do. Damage
+        inside a stream is concealed by its decoder, as in any player, and a frame of another size scaled to
+        the first one's.
     ModuleNotFoundError
         When OpenCV is not installed.
     """
@@ -82,6 +87,7 @@ def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
         size = tuple(int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
         promised = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         check_sizes(path, (size[0], size[1]), 1, max_pixels, max_pixels)
+        allowed = MAX_STACK_PIXELS + MOST_PIXELS_A_BYTE * path.stat().st_size
         count, shape = 0, None
         while True:
             found, pixels = capture.read()
@@ -90,6 +96,11 @@ def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
             if pixels.shape != (shape or pixels.shape):
                 raise InputRejected(f"{path} must have frames of one size. Export it again.")
             shape = pixels.shape
+            if (count + 1) * max(pixels.shape[0] * pixels.shape[1], LEAST_PIXELS) > allowed:
+                raise InputRejected(
+                    f"{path} must not unfold to so many frames of {shape[1]} x {shape[0]} from "
+                    f"{path.stat().st_size} bytes, as no film does. Save its frames as pictures."
+                )
             time_ms = float(capture.get(cv2.CAP_PROP_POS_MSEC))
             yield Frame(count, time_ms, np.ascontiguousarray(pixels[:, :, ::-1]))
             count += 1
