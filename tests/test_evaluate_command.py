@@ -141,6 +141,17 @@ def test_two_bundles_are_compared_image_by_image(data: Path, confused: Path, tmp
     assert "no difference can be told" in same.stdout
 
 
+def test_two_bundles_of_one_name_are_told_apart(data: Path, confused: Path, tmp_path: Path) -> None:
+    """As those of two runs often are; the report must not give the other's figures alone."""
+    other = shutil.copytree(confused, tmp_path / "other" / TINY.name)
+    report = tmp_path / "report.html"
+    done = samdistill("evaluate", TINY, data, "--against", other, "--report", report)
+    assert done.returncode == 0, done.stderr
+    assert "Dice, tiny_bundle less tiny_bundle of --against: +0.611" in done.stdout
+    page = report.read_text()
+    assert "red · tiny_bundle<" in page and "red · tiny_bundle of --against<" in page
+
+
 def test_a_bundle_of_other_classes_is_not_compared_with(data: Path, confused: Path) -> None:
     manifest = json.loads((confused / "manifest.json").read_text())
     manifest["classes"][0]["name"] = "green"

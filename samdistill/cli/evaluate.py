@@ -131,7 +131,9 @@ def _names(bundle: Path, against: Path | None, results: list[Evaluation]) -> lis
         modes.append(f"{one.mode}{refined}")
     if against is None:
         return [bundle.name] if len(own) == 1 else modes
-    return [bundle.name if len(own) == 1 else f"{bundle.name}, {mode}" for mode in modes] + [against.name]
+    # Bundles of two runs are often called the same.
+    other = against.name if against.name != bundle.name else f"{against.name} of --against"
+    return [bundle.name if len(own) == 1 else f"{bundle.name}, {mode}" for mode in modes] + [other]
 
 
 def _choose(dataset: Dataset, predictor: Predictor, include_trained: bool) -> tuple[Case, ...]:
