@@ -194,10 +194,10 @@ class Predictor:
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             When the image is none, or its depth does not go with the bundle's intensity rule.
         UsageError
-            For a mode the bundle cannot do.
+            For a mode the bundle cannot do, and for a budget or stability that the mode has no use for.
         BundleError
             When the network fails or answers with NaN or infinity.
         """
@@ -232,6 +232,7 @@ class Predictor:
         list
             One Segmentation an image, in their order.
         """
+        _check_wishes(images, mode, budget, stability=stability)
         self.require_mode(mode)
         judge = Judge(self.manifest, abstain)
         least = self.least_gain(budget) if mode == "auto" else 0.0
@@ -406,6 +407,18 @@ class Predictor:
                 f"{logits.size} values. The network is broken or overflows; no mask is given."
             )
         return logits
+
+
+def _check_wishes(images: Sequence[Pixels], mode: Mode, budget: Budget | None, *, stability: bool) -> None:
+    """What would be passed over or taken for something else without a word."""
+    if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] == 3:
+        raise TypeError(f"images must be a list of images, not one, {describe(images)}. Give it to predict.")
+    if budget is not None and not isinstance(budget, Budget):
+        raise TypeError(f"budget must be a routing.Budget, not {budget!r}. Budget.parse reads '40%'.")
+    if budget is not None and mode != "auto":
+        raise UsageError(f"budget must be given with mode auto alone, not with {mode}.")
+    if stability and mode == "fast":
+        raise UsageError("stability must be asked for in mode refine or auto: it is the teacher's.")
 
 
 def _check_student(manifest: Manifest, engine: Engine) -> None:

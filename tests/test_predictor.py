@@ -19,6 +19,7 @@ from bundles import colours, expected, rewrite
 from samdistill.errors import BundleError, DeviceUnavailable, UsageError
 from samdistill.manifest import CleaningRule
 from samdistill.predictor import Predictor, masks_of
+from samdistill.routing import Budget
 from samdistill.runtime import onnxruntime as door
 from samdistill.runtime import open_engine
 
@@ -157,6 +158,22 @@ def test_a_bad_image_in_a_batch_is_named_by_its_place(predictor: Predictor) -> N
 def test_modes_that_need_a_teacher_say_that_there_is_none(predictor: Predictor, mode: Any) -> None:
     with pytest.raises(UsageError, match="this bundle has no teacher"):
         predictor.predict(colours(), mode)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "error", "message"),
+    [
+        ({"images": colours()}, TypeError, "a list of images, not one"),
+        ({"mode": "auto", "budget": 0.4}, TypeError, r"routing\.Budget, not 0\.4"),
+        ({"budget": Budget(share=0.4)}, UsageError, "budget must be given with mode auto alone"),
+        ({"stability": True}, UsageError, "it is the teacher's"),
+    ],
+)
+def test_wishes_are_not_passed_over(
+    predictor: Predictor, wishes: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        predictor.predict_batch(**{"images": [colours()], **wishes})
 
 
 def test_an_unknown_mode_is_refused(predictor: Predictor) -> None:
