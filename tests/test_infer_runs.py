@@ -172,6 +172,18 @@ def test_resuming_redoes_what_changed_and_nothing_else(tiny_bundle: Path, tmp_pa
     assert redone(contours=True) == ([], 8)
 
 
+def test_resuming_redoes_what_other_versions_of_the_readers_made(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder that was mended may give other pixels; and a DICOM UID is of one content."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    fill(folder, 2)
+    predictor = Predictor.load(tiny_bundle)
+    for versions, kept in (({"pydicom": "3"}, 0), ({"pydicom": "3"}, 2), ({"pydicom": "4"}, 0)):
+        monkeypatch.setattr("samdistill.inference.jobs._versions", lambda versions=versions: versions)
+        assert segment_all(predictor, gather([str(folder)], out), out, resume=True)[0].kept == kept
+
+
 def test_an_old_record_takes_no_mask_of_a_file_that_is_kept(tiny_bundle: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     fill(folder, 2)

@@ -80,6 +80,16 @@ def test_every_format_is_shown_from_its_overlay_or_its_image(tiny_bundle: Path, 
         assert part.replace(" ", "\N{NO-BREAK SPACE}") in text or part in text
 
 
+def test_outlines_are_not_drawn_over_another_image(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Of the same name and size: another folder's, or one that was exported again since."""
+    picture = save(tmp_path / "in" / "a.png", colours())
+    segment(tiny_bundle, picture.parent, tmp_path / "out")
+    assert folder_sections(tmp_path / "out", picture.parent)
+    save(picture, colours(seed=5))
+    with pytest.raises(InputRejected, match="must be the file that was segmented"):
+        folder_sections(tmp_path / "out", picture.parent)
+
+
 def test_masks_are_read_back_from_segmentations(tiny_bundle: Path, tmp_path: Path) -> None:
     folder, out = inputs(tmp_path / "in"), tmp_path / "out"
     segment(tiny_bundle, [folder / "single.dcm", folder / "clip.dcm"], out)

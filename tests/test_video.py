@@ -158,6 +158,24 @@ def test_large_frames_are_refused_from_the_header(tmp_path: Path) -> None:
         next(frames(path, max_pixels=100))
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.wmv", "WMV2"), ("a.mpg", "PIM1")])
+def test_what_was_cut_short_is_refused_or_told(
+    tiny_bundle: Path, tmp_path: Path, name: str, codec: str
+) -> None:
+    """FFmpeg knows no number of frames of these; an MPEG stream itself does not tell."""
+    path = clip(tmp_path / name, moving(30), codec)
+    predictor = Predictor.load(tiny_bundle)
+    told = None if name.endswith("wmv") else ["length_unknown"]
+    (record,) = segment(predictor, path, tmp_path / "out")
+    assert (record.status, record.images, record.warnings) == ("ok", 30, told)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (record,) = segment(predictor, path, tmp_path / "out")
+    if told is None:
+        assert "cut short" in str(record.error)
+    else:
+        assert (record.status, record.warnings) == ("ok", told)
+
+
 def test_a_small_file_that_unfolds_without_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,8 @@ class Run:
         self, predictor: Predictor, out: Path, options: Options, outputs: dict[Source, Outputs]
     ) -> None:
         self.predictor, self.out, self.options, self.outputs = predictor, out, options, outputs
-        self.settings = options.settings(predictor)
+        versions = _versions()
+        self.settings = {**options.settings(predictor), **versions}
         self.settings_sha256 = settings_sha256(self.settings)
         self.stop = Event()
         self.writers = ThreadPoolExecutor(WRITERS, "samdistill-write")
@@ -47,7 +48,7 @@ class Run:
             "engines": engines_of(predictor, options.mode),
             "provider": predictor.provider,
             "settings_sha256": self.settings_sha256,
-            "versions": _versions(),
+            "versions": versions,
         }
         if options.mode == "auto":
             least = predictor.least_gain(options.parsed_budget())
@@ -158,7 +159,7 @@ def _versions() -> dict[str, str]:
     from importlib import metadata
 
     versions = {"samdistill": __version__}
-    for library in ("numpy", "pillow", "pydicom", "highdicom", "nibabel"):
+    for library in ("numpy", "pillow", "pydicom", "highdicom", "nibabel", "opencv-python-headless"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[library] = metadata.version(library)
     return versions

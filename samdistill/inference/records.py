@@ -62,7 +62,8 @@ class Record:
     files
         Every output file, relative to the output folder -> its SHA-256.
     warnings
-        What whoever uses the masks should know, such as "burned_in_annotation".
+        What whoever uses the masks should know: "burned_in_annotation", the pixels name the patient;
+        "length_unknown", nobody can tell whether the video was cut short.
     latency_ms
         Reading, its share of the network's call, and writing.
     error

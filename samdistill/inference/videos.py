@@ -24,7 +24,7 @@ from samdistill.io.files import atomic_folder, sha256_file, write_bytes
 from samdistill.io.images import mask_bytes
 from samdistill.io.measurements import measure
 from samdistill.io.stack import require_plain_file
-from samdistill.io.video import Frame, frames
+from samdistill.io.video import Frame, frames, tells_its_length
 from samdistill.predictor import Segmentation
 from samdistill.refined import Refined, told
 
@@ -89,7 +89,11 @@ def _segment(run: Run, job: Job) -> Outcome:
         overlay = outputs.overlay.relative_to(run.out).as_posix()
         files[overlay] = hashlib.sha256(content).hexdigest()
     masks = {key: file.relative_to(run.out).as_posix() for key, file in outputs.masks.items()}
-    record = replace(job.record, status="ok", masks=masks, overlay=overlay, files=files, **seen.told())
+    warned = None if tells_its_length(path) else ["length_unknown"]
+    told = seen.told()
+    record = replace(
+        job.record, status="ok", masks=masks, overlay=overlay, files=files, warnings=warned, **told
+    )
     record = replace(record, latency_ms=round(sum(job.timings_ms.values()), 3))
     return Outcome(job.number, record, None, "ok", job.timings_ms)
 

@@ -25,7 +25,10 @@ LIBRARY = "cv2"
 MOST_PIXELS_A_BYTE = 1 << 19
 LEAST_PIXELS = 1 << 16  # that a frame counts as: the network's work is no less
 SPARE = 0.01  # of the frames that a header promises; some containers only estimate them
-_STARTS = (b"RIFF", b"\x1a\x45\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"\x30\x26\xb2\x75")
+_MPEG = (b"\0\0\1\xba", b"\0\0\1\xb3")  # streams that tell their length nowhere
+_ASF = b"\x30\x26\xb2\x75"
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # its length in bytes stands 40 on
+_STARTS = (b"RIFF", b"\x1a\x45\xdf\xa3", *_MPEG, _ASF)
 _ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")  # at byte 4 of MP4 and MOV
 
 
@@ -51,6 +54,12 @@ class Frame:
 def is_video(path: Path) -> bool:
     """Whether a file's name is a video's."""
     return path.name.lower().endswith(VIDEO_SUFFIXES)
+
+
+def tells_its_length(path: Path) -> bool:
+    """Whether a video says how long it is, so that one that was cut short is refused; MPEG streams do not."""
+    with path.open("rb") as file:
+        return not file.read(4).startswith(_MPEG)
 
 
 def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
@@ -119,11 +128,16 @@ def _check_start(path: Path) -> None:
     """Let nothing but a container reach FFmpeg, which would open what a playlist names."""
     try:
         with path.open("rb") as file:
-            start = file.read(12)
+            start = file.read(1 << 16)
+            size = file.seek(0, os.SEEK_END)
     except OSError as error:
         raise InputRejected(f"{path} cannot be read: {error.strerror}.") from error
     if not start:
         raise InputRejected(f"{path} is empty (0 bytes). Copy it again or remove it.")
+    place = start.find(_ASF_PROPERTIES) + 40
+    # Of these FFmpeg knows no number of frames.
+    if start.startswith(_ASF) and place > 40 and int.from_bytes(start[place : place + 8], "little") > size:
+        raise InputRejected(f"{path} must be as long as its header says: it was cut short. Copy it again.")
     if not start.startswith(_STARTS) and start[4:8] not in _ATOMS:
         raise InputRejected(f"{path} must be a video, and is none or damaged. Export it again.")
 

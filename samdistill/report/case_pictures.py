@@ -15,6 +15,7 @@ from samdistill.arrays import Image, Masks
 from samdistill.errors import InputRejected
 from samdistill.inference import RESULTS
 from samdistill.intensity import IntensityRule
+from samdistill.io.files import sha256_file
 from samdistill.io.images import Pixels, read_image
 from samdistill.io.stack import format_of, open_stack, read_mask
 from samdistill.io.video import is_video
@@ -45,7 +46,7 @@ def picture_of(record: Record, out: Path, images: Path | None) -> Picture | None
     Raises
     ------
     InputRejected
-        When a file is missing or not what it should be.
+        When a file is missing or not what it should be, such as another image than was segmented.
     """
     source = None if images is None else _inside(images, record["input"])
     if source is not None and is_video(source):
@@ -61,6 +62,12 @@ def picture_of(record: Record, out: Path, images: Path | None) -> Picture | None
         raise InputRejected(
             f"{source} must have the size of its mask, {masks.shape[2]} x {masks.shape[1]}, not "
             f"{stack.size[1]} x {stack.size[0]}. Give the folder that was segmented."
+        )
+    # Another picture of the same name and size would go unnoticed under these outlines.
+    if record.get("input_sha256") not in (None, sha256_file(source)):
+        raise InputRejected(
+            f"{source} must be the file that was segmented, and is another by now. Give the folder that was "
+            "segmented, or run infer again."
         )
     return draw_picture(_shown(stack.image(index)), {PREDICTION: masks})
 
