@@ -263,13 +263,13 @@ def check_sizes(
         raise InputRejected(
             f"{path} must have at most {max_pixels} pixels an image, not {width} x {height}. Make it smaller."
         )
-    if count > MAX_IMAGES:
-        raise InputRejected(f"{path} must hold at most {MAX_IMAGES} images, not {count}. Cut it into parts.")
     if height * width * count > max_stack_pixels:
         raise InputRejected(
             f"{path} must have at most {max_stack_pixels} pixels in all, not {count} images of "
             f"{width} x {height}. Cut it into parts."
         )
+    if count > MAX_IMAGES:
+        raise InputRejected(f"{path} must hold at most {MAX_IMAGES} images, not {count}. Cut it into parts.")
 
 
 def read_content(path: Path) -> bytes:
