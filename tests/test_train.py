@@ -119,6 +119,21 @@ def test_the_label_budget_covers_training_and_validation(trained: Run) -> None:
     assert len(everything) == len(set(everything)) == 30
 
 
+def test_a_class_that_no_label_within_the_budget_shows_is_told_of(
+    data: Path, tiny: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(data, tmp_path / "data")
+    (copy / "dataset.toml").write_text('classes = ["nerve", "vessel", "needle"]\n')
+    watcher = Silent()
+    config = load_config(tiny, overrides={"max_steps": 1})
+    train(copy, tmp_path / "run", config, watcher, device="cpu")
+    told = [text for text in watcher.messages if "shows 'needle'" in text]
+    assert [text.split(" shows")[0] for text in told] == [
+        "warning: no labelled training image",
+        "warning: no validation image",
+    ]
+
+
 def test_the_loaded_student_is_the_best_one(trained: Run) -> None:
     student = trained.load_student()
     store = FrameStore(trained.validation_cases(), 32, trained.intensity)

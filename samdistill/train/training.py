@@ -71,12 +71,16 @@ class Training:
     @cached_property
     def labelled(self) -> FrameStore:
         """The labelled training images."""
-        return self._store(self.split.train_labelled)
+        store = self._store(self.split.train_labelled)
+        self._tell_of_absent_classes(store, "labelled training image", "it cannot be learned from labels")
+        return store
 
     @cached_property
     def validation(self) -> FrameStore:
         """The images that the best student is chosen by."""
-        return self._store(self.split.validation)
+        store = self._store(self.split.validation)
+        self._tell_of_absent_classes(store, "validation image", "the student is chosen without it")
+        return store
 
     @cached_property
     def unlabelled(self) -> FrameStore:
@@ -238,7 +242,19 @@ class Training:
         begin = min(max(1, round(first * total)), total - 1) if total > 1 else 1
         return begin, total - begin
 
+    def _tell_of_absent_classes(self, store: FrameStore, what: str, why: str) -> None:
+        for channel, name in enumerate(self.run.class_names):
+            if not any(_shows(store, index, channel) for index in range(len(store))):
+                self.watcher.on_message(
+                    f"warning: no {what} shows {name!r}: {why}. Give more --labels, or another --seed."
+                )
+
     def _store(self, cases: tuple[Case, ...]) -> FrameStore:
         store = FrameStore(cases, self.config.student.size, self.run.intensity)
         store.preload(lambda done, total: self.watcher.on_prepare("reading images", done, total))
         return store
+
+
+def _shows(store: FrameStore, index: int, channel: int) -> bool:
+    targets = store[index].targets
+    return targets is not None and bool((targets[channel] == 1).any())
