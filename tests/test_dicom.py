@@ -329,7 +329,10 @@ def test_streams_that_would_grow_beyond_their_header_are_told_before_they_are_de
         assert "8000 x 9000" in str(problem(jpeg(1, before), "4.50"))
         assert problem(jpeg(1, before), "4.50", (9000, 8000)) is None
     for junk in (b"\0\0", b"\xff\x01"):  # which decoders pass over
-        assert "damaged before its header" in str(problem(jpeg(1, junk), "4.50", (9000, 8000)))
+        assert "is damaged" in str(problem(jpeg(1, junk), "4.50", (9000, 8000)))
+    for bits in (0, 1, 17, 182, 255):  # more than 16 end GDCM, and the process with it
+        odd = jpeg(1).replace(struct.pack(">HB", 17, 8), struct.pack(">HB", 17, bits))
+        assert "is damaged" in str(problem(odd, "4.70", (9000, 8000)))
     assert "3 samples" in str(problem(jpeg(3), "4.50", (9000, 8000)))
     mark = struct.pack(">I4s4s", 12, b"jP  ", b"\r\n\x87\n")
     junk = struct.pack(">I4s", 8 + len(siz(16, 16)), b"uuid") + siz(16, 16)
@@ -351,13 +354,17 @@ def test_streams_that_would_grow_beyond_their_header_are_told_before_they_are_de
 
 
 def test_damaged_streams_neither_end_the_process_nor_hold_it(tmp_path: Path) -> None:
-    """GDCM aborts of a JPEG with bytes between its markers, CharLS never returns of a JPEG-LS cut short."""
+    """GDCM dies of bytes between markers or of a precision, CharLS never returns of a JPEG-LS cut short."""
     baseline = pydicom.dcmread(dicoms.sample("SC_rgb_dcmtk_+eb+cr.dcm"))
     lossless = pydicom.dcmread(dicoms.sample("MR_small_jpeg_ls_lossless.dcm"))
     frames = [get_frame(one.PixelData, 0, number_of_frames=1) for one in (baseline, lossless)]
     streams = [(baseline, frames[0][:2] + b"\0\0" + frames[0][2:])]
     streams += [(baseline, frames[0][:at] + bytes(40) + frames[0][at:]) for at in (350, 700)]
     streams += [(lossless, frames[1][:1745])]
+    deep = pydicom.dcmread(dicoms.sample("SC_rgb_jpeg_gdcm.dcm"))
+    stream = bytearray(get_frame(deep.PixelData, 0, number_of_frames=1))
+    stream[stream.index(b"\xff\xc3") + 4] = 182  # bits a sample
+    streams += [(deep, bytes(stream))]
     paths = []
     for number, (made, stream) in enumerate(streams):
         made.PixelData = encapsulate([stream])
@@ -371,7 +378,7 @@ def test_damaged_streams_neither_end_the_process_nor_hold_it(tmp_path: Path) -> 
     run = [sys.executable, "-W", "ignore", "-c", code, *paths]
     done = subprocess.run(run, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("refused") >= 2
+    assert done.stdout.count("refused") >= 3
 
 
 def test_frames_are_looked_for_once(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ _META_GROUP = 2
 _TRANSFER_SYNTAX = 0x10
 _NOT_FRAMES = (0xC4, 0xC8, 0xCC)  # among JPEG's SOF codes: tables, reserved, arithmetic conditioning
 _JPEG_LS_FRAME = 0xF7
+_PRECISIONS = range(2, 17)  # bits a sample (T.81 table B.2, T.87 table C.1)
 _JPEG_START, _J2K_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
 _DISCRETE, _LINEAR = 0, 1  # operations of a segmented palette
 _STEP = 1 << 20
@@ -99,7 +100,7 @@ def frame_problem(
     except struct.error:
         return "a frame is cut short or of an unknown kind"
     if found is None and jpeg:  # decoders pass over what is between the markers, and find a frame after all
-        return "a frame is damaged before its header"
+        return "the header of a frame is damaged"
     if found is not None and found[:2] != size:
         return f"a frame has {found[1]} x {found[0]} pixels, the header says {size[1]} x {size[0]}"
     if found is not None and found[2] != samples:
@@ -128,7 +129,7 @@ def palette_entries(words: Sequence[int], most: int) -> int:
 
 
 def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
-    """(height, width, samples) of a JPEG or JPEG-LS stream's frame header."""
+    """(height, width, samples) of the frame header of JPEG or JPEG-LS; None where there is no sound one."""
     place = 2
     while place + 10 <= len(frame):
         if frame[place] != 0xFF:
@@ -137,7 +138,9 @@ def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
         if code == 0xFF:  # a fill byte
             place += 1
         elif (0xC0 <= code <= 0xCF and code not in _NOT_FRAMES) or code == _JPEG_LS_FRAME:
-            height, width, samples = struct.unpack_from(">HHB", frame, place + 5)
+            precision, height, width, samples = struct.unpack_from(">BHHB", frame, place + 4)
+            if precision not in _PRECISIONS:  # GDCM ends the process
+                return None
             return height, width, samples
         else:
             place += 2 + struct.unpack_from(">H", frame, place + 2)[0]
