@@ -126,7 +126,19 @@ class BundledTeacher:
         Parameters
         ----------
         images
-            uint8 (H, W, 3) RGB each, of any sizes.
+            uint8 (H, W, 3) RGB each, of any sizes; as the bundle's intensity rule makes them.
+
+        Returns
+        -------
+        list
+            One embedding an image, in their order.
+
+        Raises
+        ------
+        ValueError
+            When an image is none.
+        BundleError
+            When the network fails or answers with NaN or infinity.
         """
         record = self.record
         frames = [
@@ -164,6 +176,19 @@ class BundledTeacher:
             As for `decode`.
         sizes
             (height, width) of each image's masks; None: the image's own. Prompts stay in the image's frame.
+
+        Returns
+        -------
+        TeacherMasks
+            One answer a prompt set, all of the first image before those of the second: `masks`, (H, W) bool
+            each, `low_res_logits` and `predicted_iou` as of `decode`.
+
+        Raises
+        ------
+        ValueError
+            When prompts or `previous` do not go with the embeddings.
+        BundleError
+            When the network fails or answers with NaN or infinity.
         """
         logits, predicted_iou = self.decode(embeddings, prompts, multimask=multimask, previous=previous)
         masks: list[Mask] = []
