@@ -394,7 +394,9 @@ def unseen(cases: Sequence[Case], trained_on: Collection[str]) -> tuple[Case, ..
     if not trained_on:
         return tuple(case for case in cases if case.labelled)
     known = set(trained_on)
-    seen = {case.group for case in cases if sha256_file(case.image_path)[:HASH_DIGITS] in known}
+    paths = {case.image_path for case in cases}  # the slices of a scan share one
+    found = {path for path in paths if sha256_file(path)[:HASH_DIGITS] in known}
+    seen = {case.group for case in cases if case.image_path in found}
     return tuple(case for case in cases if case.labelled and case.group not in seen)
 
 

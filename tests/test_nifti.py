@@ -6,15 +6,18 @@ import gzip
 import struct
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import nibabel
 import numpy as np
 import pytest
 
 from samdistill.errors import InputRejected
+from samdistill.evaluation import unseen
 from samdistill.io import open_dataset, open_stack, read_image, read_mask, write_mask
 from samdistill.io.check import check_data
 from samdistill.io.nifti import NiftiStack, nifti_bytes
+from samdistill.train.run import Run
 
 RNG = np.random.default_rng(7)
 SHAPE = (12, 10, 4)  # x, y, slices
@@ -242,3 +245,20 @@ def test_masks_of_another_number_of_slices_or_of_fractions_are_refused(tmp_path:
     assert (read_mask(tmp_path / "g.nii") == 2).all()
     with pytest.raises(InputRejected, match="must hold one image, not 4"):
         read_image(tmp_path / "images" / "a.nii")
+
+
+def test_a_scan_is_hashed_once_and_not_for_each_slice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    nibabel.save(nibabel.Nifti1Image(np.zeros((8, 9, 5), np.uint8), np.eye(4)), tmp_path / "images" / "a.nii")
+    cases = open_dataset(tmp_path).cases
+    hashed: list[Path] = []
+    for module in ("samdistill.evaluation", "samdistill.train.run"):
+        monkeypatch.setattr(f"{module}.sha256_file", lambda path: hashed.append(path) or "0" * 64)
+    assert len(cases) == 5
+    assert unseen(cases, ["1" * 16]) == ()  # none is labelled
+    run = MagicMock()
+    run.cases.return_value = {"train_labelled": cases[:3], "train_unlabelled": [], "validation": cases[3:]}
+    assert Run.provenance(run)["trained_on"] == ["0" * 16]
+    assert hashed == [cases[0].image_path] * 2

@@ -225,7 +225,7 @@ def choose_devices(device: str, precision: str) -> Devices:
 
 def choose_intensity(paths: list[Path]) -> IntensityRule:
     """Identity where every image is 8 bits deep, else the percentiles 0.5 to 99.5 of each image."""
-    if all(open_stack(path).image().dtype.itemsize == 1 for path in paths):
+    if all(open_stack(path).image().dtype.itemsize == 1 for path in dict.fromkeys(paths)):
         return IntensityRule()
     return IntensityRule("percentiles", 0.5, 99.5)
 

@@ -233,10 +233,11 @@ class Run:
         """
         parts = self.cases(data)
         seen = [*parts["train_labelled"], *parts["train_unlabelled"], *parts["validation"]]
+        files = {case.image_path for case in seen}  # the slices of a scan share one
         return {
             "data_fingerprint": self.record.data["fingerprint"],
             "images": {part: len(ids) for part, ids in self.record.split.items()},
-            "trained_on": sorted(sha256_file(case.image_path)[:16] for case in seen),
+            "trained_on": sorted(sha256_file(path)[:16] for path in files),
             "strategy": self.config.strategy,
             "seed": self.config.seed,
             "steps": self.record.result.get("steps"),
