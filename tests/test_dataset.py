@@ -277,6 +277,16 @@ def test_a_link_that_is_not_followed_is_refused_rather_than_passed_over(
         find_images(tmp_path / "linked" / "images", tmp_path / "out")
 
 
+def test_what_pseudo_label_wrote_among_its_images_is_no_input(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = folder(["a"], {}) / "images"
+    shutil.copytree(images, images / "out" / "images")
+    monkeypatch.chdir(tmp_path)
+    _, cases = find_images(images.relative_to(tmp_path), images / "out")
+    assert [case.id for case in cases] == ["a"]
+
+
 def test_a_class_whose_value_is_ignored_is_refused(folder: Folder) -> None:
     masks = {"a": index_mask(1, 2)}
     with pytest.raises(InputRejected, match="is the value of the class 'b'"):

@@ -98,12 +98,13 @@ def find_images(images: Path, out: Path) -> tuple[Path, list[Case]]:
     if not images.is_dir():
         raise InputRejected(f"{images} must be a folder of images or a data folder, and is no folder.")
     cases: dict[str, Case] = {}
+    inside = out.resolve()  # one may be given relative, the other not
     for path in sorted(images.rglob("*")):
         inner = path.relative_to(images)
         hidden = any(part.startswith(".") for part in inner.parts)
         if not hidden and path.is_symlink() and not path.is_file():
             raise InputRejected(f"{path} is a link to a folder or to nothing. Link files one by one.")
-        if hidden or not path.is_file() or format_of(path) is None or path.is_relative_to(out):
+        if hidden or not path.is_file() or format_of(path) is None or path.resolve().is_relative_to(inside):
             continue
         name = stem(inner.as_posix())
         count = len(open_stack(path)) if format_of(path) != "picture" else 1
