@@ -27,7 +27,7 @@ from samdistill.statistics import Estimate
 from samdistill.teacher import Teacher
 from samdistill.train.config import load_config
 from samdistill.train.launch import train
-from samdistill.train.run import Run
+from samdistill.train.run import Run, alone_in
 from samdistill.train.store import PseudoLabel, PseudoStore
 from samdistill.train.tune_spaces import TeacherSpace
 
@@ -151,6 +151,13 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_been(
     assert not embedded  # all from the cache
     for name in ("prompts.toml", "prompts.json"):
         assert (other / "tune" / name).read_bytes() == (run / "tune" / name).read_bytes()
+
+
+def test_two_searches_do_not_share_a_journal(run: Path) -> None:
+    """Each would take the other's trials under way for cut short."""
+    (run / "tune").mkdir(exist_ok=True)
+    with alone_in(run / "tune", print):
+        assert "by another process" in refused(UsageError, "tune", run, "--trials", 3)
 
 
 def test_training_takes_the_tuned_prompts(run: Path, single: Path, tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ def tune(
     from samdistill.refine import load_prompts
     from samdistill.teacher import load_teacher
     from samdistill.teacher.cache import EmbeddingCache, default_folder
-    from samdistill.train.run import Run
+    from samdistill.train.run import Run, alone_in
+    from samdistill.train.tune import FOLDER
     from samdistill.train.tune import tune as search
 
     start = load_prompts(prompts)
@@ -51,8 +52,10 @@ def tune(
     opened.load_state("student")  # before anything dear: a run without student is told at once
     cases = opened.validation_cases(data)
     loaded = load_teacher(teacher or opened.config.teacher, device) if refiner == "teacher" else None
+    folder = opened.path / FOLDER
+    folder.mkdir(exist_ok=True)
     try:
-        with Steps() as steps:
+        with alone_in(folder, lambda text: print(text, file=sys.stderr)), Steps() as steps:
             found = search(
                 opened,
                 cases,

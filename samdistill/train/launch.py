@@ -5,12 +5,10 @@ What `samdistill train` calls. Knows no command line.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from samdistill.io.splits import Split, make_split
 from samdistill.io.stack import open_stack
 from samdistill.train.config import TrainConfig
 from samdistill.train.curves import draw_curves
-from samdistill.train.run import SCHEMA, Run, RunRecord
+from samdistill.train.run import SCHEMA, Run, RunRecord, alone_in
 from samdistill.train.strategies import RUNNERS
 from samdistill.train.student import build_student
 from samdistill.train.training import Training, Watcher
@@ -134,7 +132,7 @@ def train(
     with ExitStack() as held:
         if fabric.global_rank == 0:
             out.mkdir(parents=True, exist_ok=True)
-            held.enter_context(_alone_in(out, watcher))
+            held.enter_context(alone_in(out, watcher.on_message))
             remove_leftovers(out, _names(config))
         run = recorded
         if run is None:
@@ -166,25 +164,6 @@ def train(
             _finish(run, time.perf_counter() - started)
         fabric.barrier()
     return Run.load(out)
-
-
-@contextmanager
-def _alone_in(out: Path, watcher: Watcher) -> Iterator[None]:
-    """Keep other processes from training in this folder; the lock ends with the process, however it ends."""
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(folder)
-        raise UsageError(
-            f"{out} is being trained in by another process; wait for it, or choose another folder."
-        ) from error
-    except OSError:
-        watcher.on_message(f"{out} cannot be locked on this filesystem: start no second run in it.")
-    try:
-        yield
-    finally:
-        os.close(folder)
 
 
 def _names(config: TrainConfig) -> set[str]:

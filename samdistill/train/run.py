@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import io
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from samdistill.config import build
-from samdistill.errors import InputRejected
+from samdistill.errors import InputRejected, UsageError
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import Case, fingerprint, open_dataset
 from samdistill.io.files import sha256_file, write_bytes
@@ -245,3 +247,35 @@ class Run:
             "encoder_weights": self.record.encoder_weights,
             "versions": self.record.versions,
         }
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Keep other processes from writing into a run's folder; the lock ends with the process, however it ends.
+
+    Parameters
+    ----------
+    folder
+        There already.
+    tell
+        Hears of a filesystem without locks.
+
+    Raises
+    ------
+    UsageError
+        When another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UsageError(
+            f"{folder} is being written to by another process; wait for it, or choose another folder."
+        ) from error
+    except OSError:
+        tell(f"{folder} cannot be locked on this filesystem: start nothing else in it.")
+    try:
+        yield
+    finally:
+        os.close(handle)
