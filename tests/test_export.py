@@ -529,3 +529,17 @@ def test_the_command_exports_the_runs_own_way_of_prompting_or_a_files(
     assert [one["teacher"] is None for one in asked] == [False, False, False, True]
     assert asked[0]["teacher"].name == "tiny"
     assert len(asked[0]["calibration"]) > 0
+
+
+def test_the_command_exports_the_runs_own_teacher(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mined = tmp_path / "run"
+    shutil.copytree(run, mined)
+    record = json.loads((mined / "run.json").read_text())
+    record["config"]["teacher"] = "sam_vit_b:/gone/sam.pth"
+    (mined / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"/gone/sam\.pth is no file"):
+        command(mined, tmp_path / "bundle")
+    command(mined, tmp_path / "bundle", no_teacher=True)
+    assert Bundle.open(tmp_path / "bundle").manifest.teacher is None

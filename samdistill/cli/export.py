@@ -12,8 +12,11 @@ def export(
     run: Annotated[Path, typer.Argument(help="Run folder that `samdistill train` left.")],
     out: Annotated[Path, typer.Option(help="Bundle folder to make.")],
     teacher: Annotated[
-        str, typer.Option(help="Teacher that goes in: tiny, sam_vit_b, medsam, ..., NAME:PATH or a path.")
-    ] = "tiny",
+        str | None,
+        typer.Option(
+            help="Teacher that goes in: tiny, sam_vit_b, ..., NAME:PATH or a path; default: the run's."
+        ),
+    ] = None,
     no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Leave the teacher out.")] = False,
     triton: Annotated[
         Path | None, typer.Option(help="Write a model repository for Triton Inference Server there too.")
@@ -61,6 +64,7 @@ def export(
     from samdistill.export.plans import wanted as plans_wanted
     from samdistill.export.triton import check_place, write_repository
     from samdistill.refine import load_prompts
+    from samdistill.train.run import Run
 
     wanted = [step for step in LADDER if step in (precision or [])]
     unknown = sorted(set(precision or []) - set(LADDER))
@@ -76,7 +80,7 @@ def export(
         made = export_run(
             run,
             out,
-            teacher=None if no_teacher else teacher,
+            teacher=None if no_teacher else teacher or Run.load(run).config.teacher,
             prompts=None if prompts is None else load_prompts(prompts),
             data=data,
             force=force,
