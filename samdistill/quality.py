@@ -157,7 +157,7 @@ def intensity_histogram(pixels: npt.NDArray[np.uint8]) -> Vector:
 
 
 def intensity_distance(histogram: Vector, reference: Sequence[float]) -> float:
-    """Mean over the channels of the earth mover's distance of two histograms; 1 is from black to white."""
+    """Mean over the channels of the earth mover's distance of two histograms, as a share of the range."""
     return float(np.abs(histogram - np.asarray(reference)).mean())
 
 

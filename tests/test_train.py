@@ -170,6 +170,15 @@ def test_labels_of_the_unlabelled_part_are_never_read(
     ).read_bytes()
 
 
+def test_a_loss_that_is_no_number_ends_the_run_with_what_to_do(
+    data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samdistill.train.loop._rate", lambda *_: 1e30)
+    with pytest.raises(UsageError, match=r"must stay finite, and became nan .* lower optimiser"):
+        train(data, tmp_path / "run", load_config(tiny), Silent(), device="cpu")
+    assert not Run.load(tmp_path / "run").record.result
+
+
 def test_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(
     data: Path, tiny: Path, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from samdistill.errors import UsageError
 from samdistill.metrics import dice_per_class
 from samdistill.train.config import OptimiserConfig, TrainConfig
 from samdistill.train.data import FrameStore, whole_frames
@@ -140,7 +141,7 @@ def fit(
 
     Raises
     ------
-    FloatingPointError
+    UsageError
         When the loss is no longer finite.
     """
     reached = phase_reached(run)
@@ -185,9 +186,9 @@ def fit(
             loss, told = objective.loss(model, step)
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the loss became {value} at step {step} of {phase.name}; lower "
-                    "optimiser.learning_rate or use precision fp32."
+                raise UsageError(
+                    f"the loss must stay finite, and became {value} at step {step} of {phase.name}. Start a "
+                    "new run with a lower optimiser.learning_rate, or in precision fp32."
                 )
             optimiser_.zero_grad()
             fabric.backward(loss)
