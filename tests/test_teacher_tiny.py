@@ -285,6 +285,21 @@ def test_the_middle_of_a_mask_lies_in_it_nearest_to_its_centroid() -> None:
     assert np.hypot(column - x.mean(), row - y.mean()) == pytest.approx(far.min())
 
 
+def test_the_evidence_of_a_share_of_embeddings_is_weakened() -> None:
+    from samdistill.teacher.tiny.recipe import unsure
+
+    features = torch.rand(100, 8, 3, 3, generator=torch.Generator().manual_seed(0)) + 1
+
+    def untouched(share: float) -> torch.Tensor:
+        weakened = unsure(features, torch.Generator().manual_seed(1), share)
+        return (weakened == features).flatten(1).all(dim=1)
+
+    assert untouched(0.0).all()
+    assert not untouched(1.0).any()
+    assert 40 < untouched(0.4).sum() < 80
+    assert (unsure(features, torch.Generator().manual_seed(1), 1.0) == 0).flatten(2).all(dim=2).any()
+
+
 def test_rank_correlation_shares_ranks_among_equals() -> None:
     from scipy.stats import spearmanr
 

@@ -46,7 +46,7 @@ class Block(nn.Module):
 
 
 class TinyEncoder(nn.Module):
-    """Convolutional pyramid, joined top-down at stride 8."""
+    """Convolutional pyramid, joined top-down at stride 8; strides 2 and 4 enter with their pixels stacked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,6 +59,7 @@ class TinyEncoder(nn.Module):
         self.stages = nn.ModuleList(stages)
         widths = [width for width, _ in STAGES]
         self.fine = nn.Sequential(conv(widths[1], 32), nn.PixelUnshuffle(2), nn.Conv2d(128, WIDTH, 1))
+        self.finest = nn.Sequential(conv(widths[0], 8), nn.PixelUnshuffle(4), nn.Conv2d(128, WIDTH, 1))
         self.lateral = nn.ModuleList(nn.Conv2d(width, WIDTH, 1) for width in widths[2:])
         self.merge = nn.ModuleList([Block(WIDTH), Block(WIDTH)])
         self.out = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
@@ -75,7 +76,7 @@ class TinyEncoder(nn.Module):
             (self.merge[0], self.lateral[0], maps[2]),
         ):
             top = block(functional.interpolate(top, scale_factor=2.0, mode="nearest") + lateral(finer))
-        embedding: torch.Tensor = self.out(top + self.fine(maps[1]))
+        embedding: torch.Tensor = self.out(top + self.fine(maps[1]) + self.finest(maps[0]))
         return embedding
 
 

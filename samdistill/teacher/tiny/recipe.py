@@ -131,7 +131,7 @@ def promptable_loss(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Loss of the promptable phase: a first round by box or points, a second with its error and its logits.
 
-    `second` is the share of prompt sets that see the second round.
+    `second` is the share of prompt sets that see the second round, and its weight.
     """
     boxes, target, images = batch["boxes"], batch["targets"].float() / 255, batch["owner"]
     weight = surroundings(boxes, target.shape[-1])
@@ -139,19 +139,20 @@ def promptable_loss(
     prompt = first_prompt(boxes, target, generator)
     logits, scores = forward(model, embeddings[images], prompt)
     loss, parts = round_loss(logits, scores, target, weight, ~prompt.has_box)
-    keep = torch.randperm(n, generator=generator)[: int(second * n)]
-    if len(keep):
-        # As in use: of an ambiguous prompt the best of three by predicted IoU goes on.
-        index = torch.where(prompt.has_box, 0, 1 + scores[:, 1:].argmax(dim=1))
-        best = logits.detach()[keep, index[keep]]
-        again = next_prompt(
-            PromptBatch(*[field[keep] for field in prompt]), boxes[keep], target[keep], best, generator
-        )
-        logits2, scores2 = forward(model, embeddings[images[keep]], again)
-        none = torch.zeros(len(keep), dtype=torch.bool)
-        loss2, parts2 = round_loss(logits2, scores2, target[keep], weight[keep], none)
-        loss = loss + second * loss2
-        parts["second"] = parts2["iou"]
+    # Large objects more often: it is of them that a second pass without the box loses a part.
+    likely = target.mean(dim=(1, 2)).sqrt() + 0.02
+    keep = torch.multinomial(likely, max(1, int(second * n)), generator=generator)
+    # As in use: of an ambiguous prompt the best of three by predicted IoU goes on.
+    index = torch.where(prompt.has_box, 0, 1 + scores[:, 1:].argmax(dim=1))
+    best = logits.detach()[keep, index[keep]]
+    again = next_prompt(
+        PromptBatch(*[field[keep] for field in prompt]), boxes[keep], target[keep], best, generator
+    )
+    logits2, scores2 = forward(model, unsure(embeddings[images[keep]], generator), again)
+    none = torch.zeros(len(keep), dtype=torch.bool)
+    loss2, parts2 = round_loss(logits2, scores2, target[keep], weight[keep], none)
+    loss = loss + second * loss2
+    parts["second"] = parts2["iou"]
     with_box = prompt.has_box
     chosen = scores[:, 1:].argmax(dim=1, keepdim=True)
     parts["points"] = float(ious(logits[:, 1:], target[:, None]).gather(1, chosen)[~with_box].mean())
@@ -160,6 +161,20 @@ def promptable_loss(
         ious(model.prompt_encoder.box_prior(prompt.boxes)[:, 0], target)[with_box].mean()
     )
     return loss, parts
+
+
+def unsure(features: torch.Tensor, generator: torch.Generator, share: float = 0.4) -> torch.Tensor:
+    """Weaken the evidence of a share of (N, C, h, w) embeddings: channels dropped, another's mixed in.
+
+    So that the second round learns to believe its mask where a picture tells it little, as those of a kind
+    never seen do.
+    """
+    n, channels = features.shape[:2]
+    some = (torch.rand(n, generator=generator) < share).to(features.dtype)[:, None, None, None]
+    kept = (torch.rand(n, channels, 1, 1, generator=generator) > 0.25).to(features.dtype) / 0.75
+    mix = 0.4 * torch.rand(n, 1, 1, 1, generator=generator).to(features.dtype)
+    other = features[torch.randperm(n, generator=generator)]
+    return torch.lerp(features, kept * ((1 - mix) * features + mix * other), some)
 
 
 def box_score(model: Sam, batch: Batch, generator: torch.Generator) -> float:
@@ -241,9 +256,9 @@ def next_prompt(
     logits: torch.Tensor,
     generator: torch.Generator,
 ) -> PromptBatch:
-    """The last logits as mask, with points, the box kept (40 %).
+    """The last logits as mask, with points, the box kept (35 %).
 
-    The points: the middle of the last mask, as one asks without knowing the truth (45 %); or one from the
+    The points: the middle of the last mask, as one asks without knowing the truth (55 %); or one from the
     error region or none, and up to two of the object.
     """
     n = len(boxes)
@@ -254,14 +269,14 @@ def next_prompt(
     inside, _ = pick_pixels(truth, 2, generator)
     at = (wrong[:, 0] / 2).long().clamp(0, target.shape[-1] - 1)
     positive = truth[torch.arange(n), at[:, 1], at[:, 0]]
-    use_error = exists & (kind < 0.4)
+    use_error = exists & (kind < 0.35)
     points[:, 0], labels[:, 0] = wrong[:, 0], torch.where(use_error, positive.long(), UNUSED)
-    central = (kind > 0.55) & mask.flatten(1).any(dim=1)
+    central = (kind > 0.45) & mask.flatten(1).any(dim=1)
     points[central, 0], labels[central, 0] = middles(mask[central]), 1
     count = torch.randint(0, 3, (n,), generator=generator) * ~central
     points[:, 1:3] = inside
     labels[:, 1:3] = torch.where(torch.arange(2)[None] < count[:, None], 1, UNUSED)
-    has_box = before.has_box & (torch.rand(n, generator=generator) < 0.4)
+    has_box = before.has_box & (torch.rand(n, generator=generator) < 0.35)
     labels[:, 3] = torch.where(has_box, UNUSED, -1)
     return PromptBatch(
         points, labels, before.boxes, has_box, logits[:, None], torch.rand(n, generator=generator) < 0.9

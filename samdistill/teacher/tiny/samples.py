@@ -28,9 +28,9 @@ SIZE = 256  # the frame samples are composed in; they may be drawn smaller
 HELD_OUT_PICTURES = 200
 LEAST_PX = 12  # of an object, in the sampler's frame
 # Shares shown whole, as in use, bent (a head stays an ellipse) and recoloured.
-WHOLE = {"pictures": 0.35, "nuclei": 0.6, "nerves": 0.6, "fetal_head": 0.6}
+WHOLE = {"pictures": 0.35, "nuclei": 0.65, "nerves": 0.75, "fetal_head": 0.6}
 BENT = {"pictures": 0.0, "nuclei": 0.3, "nerves": 0.3, "fetal_head": 0.0}
-RECOLOURED = {"pictures": 0.8, "nuclei": 0.6, "nerves": 0.4, "fetal_head": 0.4}
+RECOLOURED = {"pictures": 0.8, "nuclei": 0.6, "nerves": 0.3, "fetal_head": 0.4}
 Pixels = npt.NDArray[np.uint8]
 
 
