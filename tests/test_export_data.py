@@ -60,7 +60,7 @@ def test_masks_of_other_classes_are_no_truth_for_the_gate(tmp_path: Path) -> Non
     [
         (OTHER_ORDER, ""),
         (CLASS_NAMES, "class_values = [2, 1]"),
-        (CLASS_NAMES, "ignore_index = 2"),
+        (CLASS_NAMES, "ignore_index = 9"),
     ],
 )
 def test_data_whose_masks_mean_something_else_now_are_not_the_runs(
