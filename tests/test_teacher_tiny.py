@@ -318,12 +318,12 @@ def test_it_beats_the_ellipse_where_it_was_never_trained(tiny: Teacher, data_roo
     }
     gain = {name: table["box"] - table["ellipse"] for name, table in tables.items()}
     assert min(gain.values()) > 0
-    assert np.mean([gain[name] for name in UNSEEN_SETS]) > 0.055
-    assert np.mean([gain[name] for name in TRAINED_SETS]) > 0.09
+    assert np.mean([gain[name] for name in UNSEEN_SETS]) > 0.085
+    assert np.mean([gain[name] for name in TRAINED_SETS]) > 0.135
     for table in tables.values():
         assert table["exact_box"] > table["exact_ellipse"] - 0.02
         assert table["box_and_3_points"] > table["box"] - 0.01
-        assert table["second_pass"] > table["box"] - 0.05
+        assert table["second_pass"] > table["box"] - 0.04
         assert table["box"] > table["random_weights_box"] + 0.4
-        assert table["spearman"] > 0.35
+        assert table["spearman"] > 0.25  # of 24 polyps 0.36, of 120 0.62
     assert tables["nuclei"]["1_point"] > 0.55
