@@ -65,6 +65,10 @@ class Refined:
         """Whether a mask of any class is the teacher's."""
         return None in self.kept
 
+    def light(self) -> Refined:
+        """The same without what is large: the prompts, with their logits, and the embedding."""
+        return replace(self, prompts=(), embedding=None)
+
 
 def refine_images(
     teacher: BundledTeacher,

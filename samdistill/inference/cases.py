@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,7 @@ class Case:
             self._maps[index] = answer.probability_maps if calibrated is None else calibrated
         self._peaks = np.maximum(self._peaks, answer.probability_maps.max(axis=(1, 2)))
         if answer.refined is not None:
-            # Without what is large: the logits of its prompts, and the image's embedding.
-            self._refined.append(replace(answer.refined, prompts=(), embedding=None))
+            self._refined.append(answer.refined.light())
         if answer.route is not None:
             self._routes.append(answer.route)
         self._qualities.append(answer.quality)

@@ -37,7 +37,10 @@ def set_aside_others(out: Path, shard: Shard) -> None:
         for path in (out / file, *out.glob(_of_shards(file))):
             if not path.match(f"*-of-{shard.count}.*"):
                 with contextlib.suppress(FileNotFoundError):  # another shard may come first
-                    path.replace(unfinished_of(path)) if file == RESULTS else path.unlink()
+                    if file == RESULTS:
+                        path.replace(unfinished_of(path))
+                    else:
+                        path.unlink()
 
 
 def remove_lists_of_shards(out: Path) -> None:

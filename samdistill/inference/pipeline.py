@@ -38,7 +38,6 @@ from samdistill.inference.listings import (
     set_aside_others,
     write_listings,
 )
-from samdistill.inference.locks import alone
 from samdistill.inference.outputs import (
     Options,
     plan,
@@ -58,7 +57,7 @@ from samdistill.inference.records import (
 )
 from samdistill.inference.sources import Shard, Source
 from samdistill.inference.videos import segment_video
-from samdistill.io.files import sync_folder
+from samdistill.io.files import locked, sync_folder
 from samdistill.io.stack import LIBRARIES, format_of
 from samdistill.io.video import LIBRARY, is_video
 from samdistill.predictor import Pixels, Predictor, Segmentation
@@ -132,7 +131,12 @@ def segment_files(
     def name(file: str) -> str:
         return file if shard is None else file.replace(".", f"-{shard}.", 1)
 
-    with alone(out, out / name(AUDIT), shard=shard is not None):
+    refusal = (
+        f"--out must not be written to by two runs at once: another one is writing to {out}. "
+        "Wait for it, or name another folder."
+    )
+    # Shards share the folder; two of one number are told by their audit. Without locks nothing is held.
+    with locked(out, refusal, shared=shard is not None), locked(out / name(AUDIT), refusal):
         run = Run(predictor, out, options, outputs)
         earlier = earlier_records(out)
         kept = _kept(run, sources, earlier) if resume else {}

@@ -141,8 +141,8 @@ class _Seen:
                 self._measurements.append(
                     {"image": frame.index, "class": name, **asdict(measure(mask, None))}
                 )
-        if answer.refined is not None:  # its prompts are large, and its embedding
-            self._refined.append(replace(answer.refined, prompts=(), embedding=None))
+        if answer.refined is not None:
+            self._refined.append(answer.refined.light())
         if answer.route is not None:
             self._routes.append(answer.route)
         self._flags[str(answer.quality.flag).lower()] += 1

@@ -1,7 +1,8 @@
-"""Files that are either whole or not there: atomic writing, and hashes. Knows no format."""
+"""Files that are either whole or not there: atomic writing, locks and hashes. Knows no format."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -10,6 +11,8 @@ import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from samdistill.errors import UsageError
 
 
 @contextmanager
@@ -94,6 +97,40 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def locked(path: Path, refusal: str, *, shared: bool = False) -> Iterator[bool]:
+    """Hold a folder or a file against other processes until the block ends, however the process ends.
+
+    Yields whether it is held: some file systems have no locks.
+
+    Parameters
+    ----------
+    path
+        A folder that is there, or a file, which is made where it is missing.
+    refusal
+        What to say when another process holds it.
+    shared
+        Whether others that share may hold it at the same time.
+
+    Raises
+    ------
+    UsageError
+        When another process holds it.
+    """
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        held = True
+        try:
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(refusal) from error
+        except OSError:
+            held = False
+        yield held
+    finally:
+        os.close(handle)
 
 
 def remove_leftovers(folder: Path, names: Collection[str]) -> None:

@@ -168,10 +168,8 @@ def train(
 
 def _names(config: TrainConfig) -> set[str]:
     """What a run writes into its folder's top."""
-    phases = {f"phase-{number}.safetensors" for number in range(config.samdsk.rounds + 2)}
-    return phases | {
-        "run.json", "student.safetensors", "last.safetensors", "log.jsonl", "log.csv", "curves.png"
-    }  # fmt: skip
+    weights = {"student", "last", *(f"phase-{number}" for number in range(config.samdsk.rounds + 2))}
+    return {"run.json", "log.jsonl", "log.csv", "curves.png", *(f"{name}.safetensors" for name in weights)}
 
 
 _FABRIC_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}

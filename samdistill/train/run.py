@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -29,10 +27,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from samdistill.config import build
-from samdistill.errors import InputRejected, UsageError
+from samdistill.errors import InputRejected
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import Case, fingerprint, open_dataset
-from samdistill.io.files import sha256_file, write_bytes
+from samdistill.io.files import locked, sha256_file, write_bytes
 from samdistill.train.config import TrainConfig
 from samdistill.train.student import Student
 
@@ -265,17 +263,8 @@ def alone_in(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     UsageError
         When another process holds it.
     """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise UsageError(
-            f"{folder} is being written to by another process; wait for it, or choose another folder."
-        ) from error
-    except OSError:
-        tell(f"{folder} cannot be locked on this filesystem: start nothing else in it.")
-    try:
+    refusal = f"{folder} is being written to by another process; wait for it, or choose another folder."
+    with locked(folder, refusal) as held:
+        if not held:
+            tell(f"{folder} cannot be locked on this filesystem: start nothing else in it.")
         yield
-    finally:
-        os.close(handle)
