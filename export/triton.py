@@ -31,6 +31,13 @@ class Word(str):
     """A word of the configuration's own, written without quotes."""
 
 
+# On a GPU the server's ONNX Runtime would take TF32 for fp32, as ours is told not to (`runtime.onnxruntime`).
+FP32 = {
+    "execution_accelerators": {
+        "gpu_execution_accelerator": {"name": "cuda", "parameters": {"key": "use_tf32", "value": "0"}}
+    }
+}
+
 TYPES = {
     np.dtype(np.uint8): Word("TYPE_UINT8"),
     np.dtype(np.int64): Word("TYPE_INT64"),
@@ -73,7 +80,7 @@ def write_repository(bundle: Path | str, out: Path, *, expect_sha256: str | None
         When a graph's tensors are not those the manifest speaks of.
     """
     opened = Bundle.open(bundle, expect_sha256=expect_sha256)
-    check_place(out)
+    check_place(out, opened.root)
     name = re.sub(r"[^A-Za-z0-9_-]", "_", opened.manifest.name)
     parts: list[Part] = ["student"]
     if opened.manifest.teacher is not None:
@@ -86,8 +93,13 @@ def write_repository(bundle: Path | str, out: Path, *, expect_sha256: str | None
     return [name, *(network["model"] for network in networks.values())]
 
 
-def check_place(out: Path) -> None:
-    """Refuse a place that is taken, before any work is done."""
+def check_place(out: Path, bundle: Path) -> None:
+    """Refuse a place that is taken, or lies in the bundle, before any work is done."""
+    if out.resolve().is_relative_to(bundle.resolve()):
+        raise UsageError(
+            f"{out} must lie outside the bundle {bundle}, which holds nothing but what its manifest lists. "
+            "Name another folder."
+        )
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UsageError(f"{out} must be a new or empty folder for a model repository. Name another.")
 
@@ -119,6 +131,8 @@ def _write_network(bundle: Bundle, part: Part, folder: Path, model: str) -> dict
         "input": [_described(one, batched=together) for one in inputs],
         "output": [_described(one, batched=together) for one in outputs],
     }
+    if planned is None:
+        config["optimization"] = FP32
     if together:
         config["dynamic_batching"] = {}
         if planned is not None:

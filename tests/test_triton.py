@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -187,6 +188,8 @@ def test_every_configuration_is_tritons_and_says_what_the_graph_says(
         found = config(schema, repository, f"Polyps__64_px_{part}")
         assert (found.name, found.backend) == (f"Polyps__64_px_{part}", "onnxruntime")
         assert found.max_batch_size == batch
+        (on_gpu,) = found.optimization.execution_accelerators.gpu_execution_accelerator
+        assert (on_gpu.name, dict(on_gpu.parameters)) == ("cuda", {"use_tf32": "0"})
         content = (bundle / f"{part}.onnx").read_bytes()
         assert (repository / found.name / "1" / "model.onnx").read_bytes() == content
         engine = open_engine(content)
@@ -238,6 +241,22 @@ def test_a_place_that_is_taken_stays(tiny_bundle: Path, tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "models").iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize("inside", [".", "models"])
+def test_a_repository_is_not_written_into_a_bundle(tiny_bundle: Path, inside: str) -> None:
+    with pytest.raises(UsageError, match="must lie outside the bundle"):
+        write_repository(tiny_bundle, tiny_bundle / inside)
+    Bundle.open(tiny_bundle).check_files()
+
+
+def test_the_command_refuses_a_repository_in_its_bundle_before_any_work(tmp_path: Path) -> None:
+    words = ["export", tmp_path / "run", "--out", tmp_path / "b", "--triton", tmp_path / "b" / "models"]
+    command = [sys.executable, "-m", "samdistill", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "must lie outside the bundle" in done.stderr
+    assert not (tmp_path / "b").exists()
+
+
 def test_where_tensorrt_was_proved_here_its_plan_is_served(
     tiny_bundle: Path, tmp_path: Path, schema: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +273,7 @@ def test_where_tensorrt_was_proved_here_its_plan_is_served(
     names = write_repository(tiny_bundle, tmp_path / "models")
     found = config(schema, tmp_path / "models", names[1])
     assert (found.backend, list(found.instance_group[0].profile)) == ("tensorrt", ["0", "1"])
+    assert not found.HasField("optimization")  # the plan is without TF32 itself
     (plan,) = (tmp_path / "cache" / "samdistill" / "plans").glob("*.plan")
     assert (tmp_path / "models" / names[1] / "1" / "model.plan").read_bytes() == plan.read_bytes()
     find_gpu.cache_clear()

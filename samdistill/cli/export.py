@@ -74,7 +74,7 @@ def export(
         raise UsageError("trt-flavor and gpu must be given with --trt.")
     planned = plans_wanted(trt_flavor, gpu) if trt else None
     if triton is not None:
-        check_place(triton)
+        check_place(triton, out)
     engines = Engines(tuple(wanted), openvino=openvino, planned=planned)
     with CaseProgress("comparing") as progress:
         made = export_run(
