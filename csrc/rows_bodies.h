@@ -239,6 +239,7 @@ SAMDISTILL_INLINE inline void widen_body(std::uint64_t* bits, std::size_t words,
     width += step;
     right -= step;
   }
+  width = 1;  // what a bit near the end became may have left the words: a longer step would leave a gap
   while (left > 0) {
     const unsigned step = std::min({left, width, 63u});
     for (std::size_t w = 0; w + 1 < words; ++w) bits[w] |= bits[w] >> step | bits[w + 1] << (64 - step);

@@ -132,6 +132,18 @@ def test_morphology_is_that_of_scikit_image(operation: Operation, element: str) 
                 np.testing.assert_array_equal(found, compute(mask, morphology.footprint(), mode="ignore"))
 
 
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_pixel_grows_without_a_gap_however_near_the_end_of_a_row_of_words(operation: Operation) -> None:
+    for width in range(1, 131):
+        for x in {0, width // 2, width - 1}:
+            pixel = np.arange(width) == x
+            maps = (pixel == (operation == "dilation")).astype(np.float32)[None, None]
+            for radius in (1, 3, 4, 8, 16):
+                found = clean(maps, keep="all", morphology=Morphology(operation, "square", radius))[0, 0]
+                near = np.abs(np.arange(width) - x) <= radius
+                np.testing.assert_array_equal(found, near if operation == "dilation" else ~near)
+
+
 def test_radius_0_and_width_1_change_nothing() -> None:
     maps = np.random.default_rng(0).random((2, 30, 70), np.float32)
     for morphology in (Morphology("erosion", "star", 0), Morphology("dilation", width=1)):
