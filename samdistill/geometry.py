@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 
 from samdistill import _core
-from samdistill.arrays import Image, Labels, Mask, Masks, ProbabilityMaps, describe
+from samdistill.arrays import Image, Labels, Mask, Masks, ProbabilityMaps, check_image, describe
 
 MAX_ASPECT = 4.0
 """Longest over shortest side of the model frame; longer images are shrunk until the longest side fits."""
@@ -65,7 +65,7 @@ def resize_image(image: Image, size: tuple[int, int]) -> Image:
     Image
         uint8 (height, width, 3); the input itself when the size is already right.
     """
-    if image.shape[:2] == tuple(size):
+    if check_image(image).shape[:2] == tuple(size):
         return image
     _check_target(image.shape[:2], size)
     return _core.resize_rgb(np.ascontiguousarray(image), *size)

@@ -135,3 +135,12 @@ def test_broken_values_stay_visible_and_empty_sizes_are_refused() -> None:
             geometry.resize_image(np.zeros((5, 5, 3), np.uint8), size)
         with pytest.raises(ValueError, match="size must be at least 1 x 1"):
             geometry.resize_maps(maps, size)
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 5, 4), np.uint8), np.zeros((4, 5), np.uint8), np.zeros((4, 5, 3))]
+)
+def test_what_is_no_rgb_image_is_refused_before_the_core_reads_it(image: np.ndarray) -> None:
+    for size in ((2, 3), (4, 5)):
+        with pytest.raises(ValueError, match=r"image must be uint8 \(H, W, 3\) RGB"):
+            geometry.resize_image(image, size)
