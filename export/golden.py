@@ -17,7 +17,7 @@ from samdistill.export.parity import torch_logits
 from samdistill.export.teacher_parity import combinations
 from samdistill.geometry import ModelFrame
 from samdistill.golden import GoldenCase, TeacherCase
-from samdistill.intensity import IntensityRule
+from samdistill.intensity import IntensityRule, MeasuredPixels
 from samdistill.predictor import Pixels, masks_of
 from samdistill.prompts import Prompts
 from samdistill.refine import MINE, RefineConfig, suited
@@ -82,6 +82,8 @@ def image_golden(
     """Make a case of each of the first IMAGES real images, raw as their files hold them; as `make_golden`."""
     cases = {}
     for number, pixels in enumerate(images[:IMAGES], start=1):
+        if intensity.kind == "identity" and isinstance(pixels, MeasuredPixels) and pixels.shown is not None:
+            pixels = pixels.shown  # which an npz does not hold beside what was measured
         case = _answered(
             student, pixels, size=size, intensity=intensity, thresholds=thresholds, multi_label=multi_label
         )

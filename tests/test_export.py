@@ -28,12 +28,12 @@ from samdistill.bundle import Bundle
 from samdistill.cli.export import export as command
 from samdistill.errors import BundleError, InputRejected, UsageError
 from samdistill.export.bundle import Published, Source, export_run, licence_of, publish
-from samdistill.export.golden import make_golden, unapply
+from samdistill.export.golden import image_golden, make_golden, unapply
 from samdistill.export.onnx import export_onnx, with_fixed_padding
 from samdistill.export.parity import ParityError, StudentReference
 from samdistill.geometry import ModelFrame
 from samdistill.golden import GoldenCase
-from samdistill.intensity import IntensityRule
+from samdistill.intensity import IntensityRule, MeasuredPixels
 from samdistill.io.dataset import Case, open_dataset
 from samdistill.phantoms.folder import write
 from samdistill.predictor import Predictor
@@ -255,6 +255,20 @@ def test_under_a_window_a_phantom_keeps_its_greys() -> None:
     rule = IntensityRule("window", -1000.0, 3000.0)
     picture = phantoms.make("ultrasound", size=(40, 40)).image
     assert np.abs(rule.apply(unapply(picture, rule)).astype(int) - picture.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
+def test_a_scan_that_says_how_it_is_shown_becomes_a_case_that_can_be_computed_again(
+    rule: IntensityRule,
+) -> None:
+    measured = np.arange(40 * 48, dtype=np.int16).reshape(40, 48) - 900
+    scan = MeasuredPixels.of(measured, (measured % 251).astype(np.uint8))
+    made = image_golden(
+        ColourStudent(), [scan], size=64, intensity=rule, thresholds=(0.5, 0.5), multi_label=False
+    )
+    (_, case) = made["image-1"]
+    stored = GoldenCase.from_npz(case.to_npz(), "image-1")
+    np.testing.assert_array_equal(rule.apply(stored.pixels), rule.apply(scan))
 
 
 @pytest.mark.usefixtures("exported")
