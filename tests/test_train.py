@@ -397,6 +397,19 @@ def test_a_run_killed_before_its_first_checkpoint_keeps_its_options(
     ).read_bytes()
 
 
+@pytest.mark.parametrize("part", ["last.safetensors", "phase-0.safetensors", "pseudo/1"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_is_left_of_another_run_is_not_gone_on_from(
+    data: Path, tiny: Path, trained: Run, tmp_path: Path, part: str, resume: bool
+) -> None:
+    """Its student would come out under a record of other settings, without a step."""
+    (tmp_path / part).parent.mkdir(exist_ok=True)
+    (tmp_path / part).write_bytes((trained.path / "last.safetensors").read_bytes())
+    config = load_config(tiny, overrides={"seed": 1, "max_steps": 1})
+    with pytest.raises(UsageError, match=f"not {Path(part).name} of one"):
+        train(data, tmp_path, config, Silent(), device="cpu", resume=resume)
+
+
 def test_a_run_goes_on_where_its_data_are_now(data: Path, trained: Run, tmp_path: Path) -> None:
     moved, run = shutil.copytree(data, tmp_path / "moved"), shutil.copytree(trained.path, tmp_path / "run")
     record = json.loads((run / "run.json").read_text())
