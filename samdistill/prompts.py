@@ -206,7 +206,7 @@ class Extraction:
         For each class its sets, none where nothing is there.
     masks
         (C, H, W) bool. A class with pixels but no set is one whose pixels all belong to other classes too,
-        so that it has no centre: there the mask itself is the answer.
+        so that it has no centre: there the mask itself is the answer. So it is of such a component.
     """
 
     prompts: list[list[Prompts]]

@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from samdistill import prompts as prompting
 from samdistill.arrays import Mask, Masks, ProbabilityMaps
+from samdistill.components import label
 from samdistill.config import build, load_toml
 from samdistill.errors import UsageError
 from samdistill.geometry import map_boxes, map_points, resize_maps
-from samdistill.metrics import dice_per_class
+from samdistill.metrics import dice
 from samdistill.prompts import Extraction, PromptConfig, Prompts, extract_with_masks
 from samdistill.teacher_frame import Preprocessing
 
@@ -119,7 +120,8 @@ class Refinement:
     ----------
     masks
         (C, H, W) bool, the united answers. A class whose pixels all belong to other classes too has no centre
-        to prompt with: there the cleaned student mask stands. An empty class stays empty.
+        to prompt with: there the cleaned student mask stands. So does such a component of a class that is
+        prompted by components, unless the answers about the others are empty. An empty class stays empty.
     student_masks
         (C, H, W) bool, the cleaned student masks the prompts were made of.
     prompts
@@ -208,12 +210,24 @@ def answer_all(
                 mine = slice(done, done + len(sets))
                 np.logical_or.reduce(answer.masks[mine], axis=0, out=masks[class_index])
                 iou[class_index] = answer.predicted_iou[mine].mean()
-                agreement[class_index] = dice_per_class(
-                    masks[class_index : class_index + 1], extraction.masks[class_index : class_index + 1]
-                )[0]
+                left = _without_set(extraction, class_index, config.prompts)
+                agreement[class_index] = dice(masks[class_index], extraction.masks[class_index] & ~left)
+                if masks[class_index].any():
+                    masks[class_index] |= left
                 done += len(sets)
         refinements.append(Refinement(masks, extraction.masks, extraction.prompts, iou, agreement))
     return refinements
+
+
+def _without_set(extraction: Extraction, class_index: int, config: PromptConfig) -> Mask:
+    """(H, W) bool, the components of a class with sets that have none: no pixel of theirs is its alone."""
+    mask = extraction.masks[class_index]
+    if not (config.per_component and config.points == "centre"):
+        return np.zeros_like(mask)
+    labels = label(mask).labels
+    prompted = labels[np.count_nonzero(extraction.masks, axis=0) == 1]
+    left: Mask = mask & ~np.isin(labels, prompted)
+    return left
 
 
 def suited(config: RefineConfig, preprocessing: Preprocessing) -> RefineConfig:

@@ -120,6 +120,19 @@ def test_a_class_without_pixels_of_its_own_keeps_the_students_mask() -> None:
     assert one.masks[0].any()
 
 
+def test_a_component_without_pixels_of_its_own_stays_where_others_are_refined() -> None:
+    """One part of the first class lies inside the second; the other is alone, and is what is asked about."""
+    inner = maps((4, 4, 8, 8), (2, 2, 12, 12))
+    inner[0, 14:18, 20:26] = 0.9
+    config = RefineConfig(PromptConfig(per_component=True, points="centre"), first_pass="box")
+    (one,) = refine(Boxes(), [Embedded((20, 30))], [inner], config)
+    assert len(one.prompts[0]) == 1
+    np.testing.assert_array_equal(one.masks[0], inner[0] > 0.5)
+    assert one.agreement[0] == 1
+    (nothing,) = refine(Boxes(empty=True), [Embedded((20, 30))], [inner], config)
+    assert not nothing.masks[0].any(), "taken at its word"
+
+
 def test_one_present_class_has_no_negative_points() -> None:
     segmenter = Boxes()
     refine(segmenter, [Embedded((20, 30))], [maps(None, (1, 1, 4, 4), None)], BURDEN)
