@@ -7,6 +7,7 @@ the report whether it passed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -175,8 +176,9 @@ class ParityReport:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values."""
-        return asdict(self)
+        """The report as JSON can hold it: what is infinite or NaN, of a network that failed, is None."""
+        plain = asdict(self).items()
+        return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in plain}
 
 
 class Agreement:
@@ -213,9 +215,12 @@ class Agreement:
 
     def add_output(self, got: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
         """Compare one image's output."""
-        difference = largest(got - expected)
+        with np.errstate(invalid="ignore"):
+            difference = largest(got - expected)
+        # Infinity by infinity would be NaN, which max() passes over.
+        relative = difference / max(1.0, largest(expected)) if math.isfinite(difference) else difference
         self._difference = max(self._difference, difference)
-        self._relative = max(self._relative, difference / max(1.0, largest(expected)))
+        self._relative = max(self._relative, relative)
 
     def report(self) -> ParityReport:
         """Sum up.

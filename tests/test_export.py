@@ -30,7 +30,7 @@ from samdistill.errors import BundleError, InputRejected, UsageError
 from samdistill.export.bundle import Published, Source, export_run, licence_of, publish
 from samdistill.export.golden import image_golden, make_golden, unapply
 from samdistill.export.onnx import export_onnx, with_fixed_padding
-from samdistill.export.parity import ParityError, StudentReference
+from samdistill.export.parity import Agreement, ParityError, StudentReference
 from samdistill.geometry import ModelFrame
 from samdistill.golden import GoldenCase
 from samdistill.intensity import IntensityRule, MeasuredPixels
@@ -126,6 +126,23 @@ def test_a_network_that_answers_otherwise_is_stopped_and_the_gate_says_by_what(
     report = compare(model, change, [colours(), colours(50, 90)])
     with pytest.raises(ParityError, match=rf"{message}.*Nothing was published"):
         report.require()
+
+
+@pytest.mark.parametrize("got", [1.0, np.nan, np.inf])
+@pytest.mark.parametrize("expected", [np.nan, np.inf])
+def test_a_network_whose_original_answers_with_no_number_is_stopped(
+    model: bytes, got: float, expected: float
+) -> None:
+    agreement = Agreement("student", "fp32", open_engine(model))
+    agreement.add_masks(np.zeros((1, 9, 9), bool), np.zeros((1, 9, 9), bool))
+    for one in (1.0, expected):  # the last image alone
+        wanted = np.full((1, 1, 9, 9), one, np.float32)
+        agreement.add_output(wanted if one == 1.0 else np.full_like(wanted, got), wanted)
+    report = agreement.report()
+    with pytest.raises(ParityError, match="outputs differ by inf"):
+        report.require()
+    told = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert told["max_difference"] is told["max_relative_difference"] is None
 
 
 def test_the_gate_needs_an_image(model: bytes) -> None:
