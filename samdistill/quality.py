@@ -269,5 +269,6 @@ def auroc(scores: Sequence[float], bad: Sequence[bool]) -> float:
     is_bad = np.asarray(bad, np.bool_)
     if is_bad.all() or not is_bad.any():
         return float("nan")
-    difference = low[~is_bad][:, None] - low[is_bad][None, :]
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+    bad_ones, good_ones = np.sort(low[is_bad]), low[~is_bad]
+    below, not_above = (np.searchsorted(bad_ones, good_ones, side) for side in ("left", "right"))
+    return float((below + not_above).mean() / (2 * len(bad_ones)))

@@ -248,6 +248,13 @@ def test_auroc_is_the_share_of_pairs_told_apart(cases: list[tuple[float, bool]])
     assert found == pytest.approx(wanted, nan_ok=True)
 
 
+def test_auroc_of_a_large_data_set_does_not_look_at_pairs() -> None:
+    """Of 2 n cases in rising order every other one is bad: the i-th of them lies below n - i good ones."""
+    n = 300_000
+    found = quality.auroc(np.arange(2 * n).tolist(), [True, False] * n)
+    assert found == pytest.approx((n + 1) / (2 * n))
+
+
 # --- fitting
 
 
