@@ -99,8 +99,8 @@ def train(
     parts = ("last.safetensors", "phase-*.safetensors", "pseudo/[0-9]*")
     if not started_before and (left := [path.name for part in parts for path in out.glob(part)]):
         raise UsageError(
-            f"{out} must hold a whole run or none, not {left[0]} of one whose record or last checkpoint is gone: "
-            "it would be gone on from. Choose another folder."
+            f"{out} must hold a whole run or none, not {left[0]} of one whose record or last checkpoint is "
+            "gone: it would be gone on from. Choose another folder."
         )
     recorded = Run.load(out) if started_before else None
     if recorded is not None:
