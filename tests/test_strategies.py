@@ -147,6 +147,16 @@ def test_interrupted_in_the_middle_of_a_round_and_resumed_is_the_uninterrupted_r
             assert (whole.path / file).read_bytes() == (cut.path / file).read_bytes(), file
 
 
+def test_the_random_walker_looks_at_views_too_and_asks_no_teacher(
+    data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samdistill.train.training.load_teacher", None)
+    changes = {"pseudo.refiner": "random-walker", "pseudo.literal_views": True}
+    watcher = Watcher()
+    run(data, tmp_path / "run", cache, watcher, strategy="mine", max_steps=4, **changes)
+    assert watcher.records[-1]["pseudo_skipped"] < 1
+
+
 def test_burdens_second_student_starts_anew(data: Path, cache: Path, tmp_path: Path) -> None:
     trained = run(data, tmp_path / "run", cache, **VARIANTS["burden"])
     best = trained.record.result["best"]

@@ -1,4 +1,4 @@
-"""Strategy `mine`: knowledge mining (methods: "knowledge mining", section 3).
+"""Strategy `mine`: knowledge mining (knowledge mining, sections 2.2 to 2.4).
 
 1. Train the student on the labelled images. 2. It predicts the unlabelled ones. 3. Its answers become
 prompts. 4. The teacher's answers are the pseudo labels. 5. The same student goes on with both, batches
@@ -26,8 +26,7 @@ def mine(training: Training) -> None:
         make_labels(training, student, choose_refiner(training), store)
         source = Stored(training.unlabelled, store, config.pseudo)
     elif config.pseudo.literal_views:
-        literal = LiteralRefiner(training.teacher, training.refine)
-        source = ContinuousViews(literal, config.pseudo)
+        source = ContinuousViews(choose_refiner(training, literal=True), config.pseudo)
     else:
         source = Continuous(training.unlabelled, choose_refiner(training), config.pseudo)
     training.fit(
@@ -42,13 +41,15 @@ def mine(training: Training) -> None:
     )
 
 
-def choose_refiner(training: Training) -> Refiner:
-    """Who makes pseudo labels of whole frames."""
+def choose_refiner(training: Training, *, literal: bool = False) -> Refiner:
+    """Who makes pseudo labels: of whole frames, or `literal`, of whatever is looked at."""
     if training.config.pseudo.refiner == "random-walker":
         pseudo = training.config.pseudo
         return RandomWalkerRefiner(
             training.config.refine_or_default, margin=pseudo.walker_margin, beta=pseudo.walker_beta
         )
+    if literal:
+        return LiteralRefiner(training.teacher, training.refine)
     return TeacherRefiner(training.embedded, training.refine)
 
 
