@@ -290,6 +290,21 @@ def test_a_picture_that_cannot_be_read_fails_alone(run: Path, tmp_path: Path) ->
     assert "2 of 2 images labelled" in done(*words)
 
 
+def test_another_picture_of_the_same_name_is_not_taken_for_it(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labels"
+    for index, site in ((1, "a"), (2, "b")):
+        (tmp_path / site).mkdir()
+        Image.fromarray(picture(index, 1)).save(tmp_path / site / "0001.png")
+    done("pseudo-label", run, tmp_path / "a", "--out", out)
+    for half_done in (False, True):
+        if half_done:  # killed between the copy of the picture and its JSON
+            (out / "pseudo" / "0001.json").unlink()
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        words = ("pseudo-label", run, tmp_path / "b", "--out", out)
+        assert "holds another picture of this name" in refused(InputRejected, *words)
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_pseudo_labelling_refuses_what_it_cannot_do(run: Path, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()

@@ -15,6 +15,8 @@ has one is left alone, corrected masks and all, so that the same command continu
 from __future__ import annotations
 
 import csv
+import filecmp
+import functools
 import io
 import json
 import shutil
@@ -172,8 +174,13 @@ def write_folder(
         refiner = TeacherRefiner(EmbeddedCases(teacher, cache, cases, run.intensity), config)
     store, sha256 = PseudoStore(out / STORE), teacher.weights_sha256 if teacher else ""
     failed: dict[str, str] = {}
+    another = functools.cache(
+        lambda path: _holds_another(_copy(out, root, path), path)
+    )  # scans have many cases
     for number, case in enumerate(cases):
-        if not _record_path(out, case.id).is_file():
+        if another(case.image_path):
+            failed[case.id] = f"{out} holds another picture of this name. Name another folder."
+        elif not _record_path(out, case.id).is_file():
             try:
                 image = run.intensity.apply(case.read_image())
                 (one,) = whole_images(student, refiner, [number], [image], run.config.student.size, 1)
@@ -267,6 +274,14 @@ def _record_path(out: Path, case_id: str) -> Path:
     return out / STORE / f"{case_id}.json"
 
 
+def _copy(out: Path, root: Path, picture: Path) -> Path:
+    return out / "images" / picture.relative_to(root)
+
+
+def _holds_another(copy: Path, picture: Path) -> bool:
+    return copy.is_file() and not filecmp.cmp(copy, picture, shallow=False)
+
+
 def _write(
     out: Path,
     root: Path,
@@ -279,7 +294,7 @@ def _write(
 ) -> None:
     """An image's files, its JSON last."""
     reason = why_unlabelled(one, run.class_names, filters)
-    copy = out / "images" / case.image_path.relative_to(root)
+    copy = _copy(out, root, case.image_path)
     copy.parent.mkdir(parents=True, exist_ok=True)
     if not copy.is_file():  # a scan is the file of many cases
         with atomic_write(copy) as temporary:
