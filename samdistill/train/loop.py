@@ -137,7 +137,7 @@ def fit(
         Where checkpoints and log go; a checkpoint of the same phase there is continued, one of a later phase
         means that there is nothing to do.
     student
-        Changed in place; holds the last weights when done, not the best.
+        Changed in place; holds the last weights when done, not the best; on the run's device in any case.
 
     Raises
     ------
@@ -146,6 +146,7 @@ def fit(
     """
     reached = phase_reached(run)
     if reached > phase.number:
+        student.to(fabric.device)  # where it predicts afterwards, as if it had learned now
         return
     config = run.config
     optimiser_config = replace(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 from torch.nn import functional
 
@@ -29,21 +30,25 @@ class SimCLR(Objective):
     ----------
     student
         Whose encoder learns.
+    fabric
+        Devices and precision.
     first, second
         The two views' batches: the same images, views of their own.
     """
 
-    def __init__(self, student: Student, first: Batches, second: Batches) -> None:
+    def __init__(self, student: Student, fabric: Fabric, first: Batches, second: Batches) -> None:
         self._views = (first, second)
         self._features: torch.Tensor | None = None
         width = student.net.encoder.out_channels[-1]
-        self._projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTED))
+        self._own = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTED))
+        # With its own device and synchronisation, as the loop gives them to the student.
+        self._projection = fabric.setup_module(self._own)
         # The whole student runs, so that it works the same under any wrapper; its encoder is listened to.
         self._ear = student.net.encoder.register_forward_hook(self._listen)
 
     def networks(self) -> dict[str, nn.Module]:
         """The projection, thrown away afterwards."""
-        return {"projection": self._projection}
+        return {"projection": self._own}
 
     def loss(self, student: nn.Module, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of a step."""
@@ -55,7 +60,7 @@ class SimCLR(Objective):
         ]
         logits = student(torch.stack(pixels).to(device, memory_format=torch.channels_last))
         assert self._features is not None
-        projected = self._projection.to(device)(self._features.float().mean(dim=(2, 3)))
+        projected = self._projection(self._features.float().mean(dim=(2, 3)))
         self._features = None
         return nt_xent(projected) + 0.0 * logits.sum(), {}
 
@@ -89,7 +94,7 @@ def pretrain(training: Training, student: Student) -> None:
     first, second = (
         training.batches(store, config.batch, stream=stream, augment=strong, order=10) for stream in (10, 11)
     )
-    objective = SimCLR(student, first, second)
+    objective = SimCLR(student, training.fabric, first, second)
     training.fit(
         student,
         objective,
