@@ -1,7 +1,7 @@
 """The configuration of a training run: what can be set, its defaults (the paper's) and its presets.
 
-Sources of the defaults: knowledge mining, section 4 (optimiser, loss, augmentation, size). Knows neither
-torch nor files other than TOML.
+Sources of the defaults: knowledge mining, section 2.5 (loss) and appendix A.1 (optimiser, augmentation,
+size). Knows neither torch nor files other than TOML.
 """
 
 from __future__ import annotations

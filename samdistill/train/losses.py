@@ -1,4 +1,4 @@
-"""The supervised loss, L = Dice + k BCE (knowledge mining, eq. 1), of segmentation_models_pytorch's parts.
+"""The supervised loss, L = Dice + k BCE (knowledge mining, section 2.5), of segmentation_models_pytorch.
 
 Its Dice term is taken over the batch and leaves out a class that no image of the batch has; false positives
 of such a class meet the BCE term alone.

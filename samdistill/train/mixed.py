@@ -1,6 +1,7 @@
 """Labelled and pseudo-labelled views in one batch: total = L(labelled) + lambda L(pseudo).
 
-Knowledge mining's eq. 2, for every strategy with pseudo labels; where these come from is a `Source`.
+Knowledge mining's total loss (section 2.5), for every strategy with pseudo labels; where these come from is a
+`Source`.
 """
 
 from __future__ import annotations
