@@ -29,9 +29,9 @@ class Pixels:
 
     def add(self, maps: ProbabilityMaps, truth: Masks, ignored: Mask) -> None:
         """Take (C, H, W) probability maps with their truth; ignored (H, W) pixels are left out."""
-        counted = np.flatnonzero(~ignored.ravel())
-        step = -(-len(counted) // MOST_PIXELS)
-        chosen = counted[:: max(step, 1)]
+        chosen = np.flatnonzero(~ignored.ravel())
+        if len(chosen) > MOST_PIXELS:  # at random: in equal steps, a width that they divide shows few columns
+            chosen = np.random.default_rng(0).choice(chosen, MOST_PIXELS, replace=False)
         if len(chosen):
             self.maps.append(maps.reshape(len(maps), -1)[:, chosen])
             self.truths.append(truth.reshape(len(truth), -1)[:, chosen])

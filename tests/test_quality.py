@@ -15,7 +15,7 @@ from reference.quality import reliability as slow_reliability
 
 from samdistill import quality
 from samdistill.calibration import BINS, Reliability, calibrated
-from samdistill.export.fit_calibration import Pixels, fit_calibration, temperature_of
+from samdistill.export.fit_calibration import MOST_PIXELS, Pixels, fit_calibration, temperature_of
 from samdistill.export.fit_rules import bounds, fit_best, fit_ridge, folds, out_of_fold, value_of
 from samdistill.geometry import sigmoid
 from samdistill.manifest_quality import ClassRange, LinearRule, QualityRule, Reference, ScoreRule
@@ -95,6 +95,17 @@ def test_a_class_without_a_foreground_pixel_keeps_its_probabilities_and_says_so(
     made, notes = fit_calibration(pixels, ["lesion"])
     assert made.temperatures == (1.0,)
     assert notes == ["lesion is nowhere in the validation masks, so its probabilities are not calibrated"]
+
+
+def test_a_large_image_is_seen_in_all_its_columns() -> None:
+    """A lesion of 2 % of the image between two multiples of 50: 1000 x 1000 px are 50 times the most."""
+    truth = np.zeros((1, 1000, 1000), np.bool_)
+    truth[:, 200:700, 405:445] = True
+    pixels = Pixels()
+    pixels.add(truth.astype(np.float32), truth, np.zeros((1000, 1000), np.bool_))
+    assert pixels.truths[0].shape == (1, MOST_PIXELS)
+    assert pixels.truths[0].mean() == pytest.approx(0.02, rel=0.2)
+    np.testing.assert_array_equal(pixels.maps[0] > 0.5, pixels.truths[0])
 
 
 @given(PICTURES)
