@@ -66,6 +66,14 @@ def test_odd_sizes_agree_too(shape: tuple[int, int]) -> None:
     check(rng.random((4, *shape)) < 0.4, rng.random((2, *shape), dtype=np.float32))
 
 
+def test_long_runs_that_begin_and_end_anywhere_agree_too() -> None:
+    rng = np.random.default_rng(4)
+    edges = np.sort(rng.integers(0, 200, (3, 90, 4)), axis=2)  # two runs a row, also none and joined ones
+    x = np.arange(200)
+    masks = ((edges[..., ::2, None] <= x) & (x < edges[..., 1::2, None])).any(axis=2)
+    check(np.concatenate([masks, ~masks]), rng.random((2, 90, 200), dtype=np.float32))
+
+
 def test_every_pixel_may_be_an_atom_of_its_own() -> None:
     pixels = np.arange(64).reshape(8, 8)
     masks = np.array([pixels >> bit & 1 for bit in range(6)], bool)
