@@ -160,6 +160,20 @@ def test_two_searches_do_not_share_a_journal(run: Path) -> None:
         assert "by another process" in refused(UsageError, "tune", run, "--trials", 3)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--strategy", "burden", "--points", 3),
+        ("--strategy", "mine", "--prompts", "box", "--points", 3),
+        ("--strategy", "burden", "--spread", 4.0),
+        ("--strategy", "mine", "--points", 0, "--spread", 4.0),
+    ],
+)
+def test_points_that_these_prompts_do_not_have_are_refused(tmp_path: Path, words: tuple[object, ...]) -> None:
+    told = refused(UsageError, "train", tmp_path / "none", "--out", tmp_path / "run", *words)
+    assert "--points and --spread must go with the likeliest points" in told
+
+
 def test_training_takes_the_tuned_prompts(run: Path, single: Path, tmp_path: Path) -> None:
     done("tune", run, "--trials", 3)
     file = run / "tune" / "prompts.toml"

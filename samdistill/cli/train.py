@@ -159,6 +159,12 @@ def train(
     given = [option for option in (config, preset, *overrides.values()) if option is not None]
     # A resumed run needs none of its options again.
     chosen = None if resume and not given else load_config(config, preset=preset, overrides=overrides)
+    rule = "likeliest" if chosen is None else chosen.refine_or_default.prompts.points
+    if (points or spread is not None) and rule != "likeliest":
+        raise UsageError(
+            f"--points and --spread must go with the likeliest points, and these prompts have {rule!r}. Set "
+            "refine.prompts.points in --config."
+        )
     from samdistill.train.launch import train as launch
 
     # Our first line says device and precision.
