@@ -97,7 +97,8 @@ def score(run: Run, cases: list[Case]) -> list[float]:
     for case in cases:
         image = run.intensity.apply(case.read_image())
         (maps,) = predict_maps(student, [image], run.config.student.size, 1)
-        scores.append(round(float(dice_per_class(maps > 0.5, case.read_masks()).mean()), 4))
+        truth, ignored = case.read_labels()
+        scores.append(round(float(dice_per_class(maps > 0.5, truth, ignore=ignored).mean()), 4))
     return scores
 
 
