@@ -16,6 +16,7 @@ import numpy.typing as npt
 from samdistill import quality, routing
 from samdistill.arrays import Masks, ProbabilityMaps
 from samdistill.calibration import calibrated
+from samdistill.errors import UsageError
 from samdistill.geometry import ModelFrame, sigmoid
 from samdistill.manifest import Manifest
 from samdistill.quality import Numbers, Quality
@@ -91,11 +92,21 @@ class Judge:
         The bundle's.
     abstain
         Images with a lower score are rejected, whatever the bundle's own threshold; None leaves it at that.
+
+    Raises
+    ------
+    UsageError
+        For `abstain` where the bundle has no rule to score by.
     """
 
     def __init__(self, manifest: Manifest, abstain: float | None = None) -> None:
         if abstain is not None and not 0 <= abstain <= 1:
             raise ValueError(f"abstain must be a Dice, 0..1, not {abstain}.")
+        if abstain is not None and manifest.quality is None:
+            raise UsageError(
+                "abstain must be left out: this bundle does not judge its answers; it was exported without "
+                "labelled validation images."
+            )
         self._manifest, self._abstain = manifest, abstain
 
     def route(self, seen: Look, masks: Masks, *, least: float) -> Route:

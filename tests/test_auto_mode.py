@@ -375,6 +375,8 @@ def test_abstaining_wants_a_bundle_that_judges(original: Path, tmp_path: Path) -
     with pytest.raises(UsageError, match="abstain must be left out"):
         segment(original, tmp_path / "a.png", tmp_path / "out", abstain=0.6)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match="abstain must be left out"):
+        Predictor.load(original, threads=1).predict(colours(), abstain=0.6)
 
 
 def test_a_file_of_many_images_keeps_nothing_large_of_the_teachers_answers(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from samdistill.errors import InputRejected, SomeInputsFailed, UsageError
+from samdistill.errors import InputRejected, SomeInputsFailed
 from samdistill.inference.cases import Case
 from samdistill.inference.jobs import (
     BATCH,
@@ -60,6 +60,7 @@ from samdistill.inference.videos import segment_video
 from samdistill.io.files import locked, sync_folder
 from samdistill.io.stack import LIBRARIES, format_of
 from samdistill.io.video import LIBRARY, is_video
+from samdistill.judging import Judge
 from samdistill.predictor import Pixels, Predictor, Segmentation
 
 WAITING = 3  # groups a worker may be ahead
@@ -116,11 +117,7 @@ def segment_files(
     """
     options = options or Options()
     predictor.require_mode(options.mode)
-    if options.abstain is not None and predictor.manifest.quality is None:
-        raise UsageError(
-            "abstain must be left out: this bundle does not judge its answers; it was exported without "
-            "labelled validation images."
-        )
+    Judge(predictor.manifest, options.abstain)  # it refuses what cannot be judged
     outputs = plan(sources, out, predictor, options)
     if shard is not None:
         sources = shard.of(sources)
