@@ -22,7 +22,7 @@ from samdistill.bundle import Bundle
 from samdistill.engines import OpenedPart, open_part
 from samdistill.errors import BundleError, UsageError
 from samdistill.golden import GoldenResult, TeacherCase, compare_teacher
-from samdistill.manifest import GoldenRecord, TeacherRecord
+from samdistill.manifest import GoldenRecord, Part, TeacherRecord
 from samdistill.prompts import Prompts
 from samdistill.proof import prove
 from samdistill.runtime import Arrays, Engine
@@ -37,6 +37,7 @@ from samdistill.teacher_frame import (
     wants_best_of_three,
 )
 
+PARTS: tuple[Part, Part] = ("encoder", "decoder")
 DECODED = ("low_res_logits", "predicted_iou")
 KEYS_BYTES = 3 << 19
 """Of the image keys of all prompt sets that a CPU decodes at a time, since they are read and written many
@@ -84,7 +85,7 @@ class BundledTeacher:
         self.record = record
         self._encoder = encoder
         self._decoder = decoder
-        self.parts: dict[str, OpenedPart] = {}
+        self.parts: dict[Part, OpenedPart] = {}
 
     @classmethod
     def load(
@@ -94,9 +95,13 @@ class BundledTeacher:
         runtime: str = "auto",
         *,
         threads: int | None = None,
+        precision: str | None = None,
         expect_sha256: str | None = None,
     ) -> BundledTeacher:
         """Open a bundle's teacher; parameters as for `Predictor.load`.
+
+        A network that the bundle does not have in the precision, as no teacher's is in int8, is opened in its
+        fastest; `parts` says which.
 
         Raises
         ------
@@ -112,12 +117,22 @@ class BundledTeacher:
                 f"{opened.root} must hold a teacher, and was exported without. "
                 "Export it again with --teacher."
             )
-        encoder = open_part(opened, "encoder", device=device, runtime=runtime, threads=threads)
-        decoder = open_part(opened, "decoder", device=device, runtime=runtime, threads=threads)
-        teacher = cls(record, encoder.engine, decoder.engine)
-        teacher.parts = {"encoder": encoder, "decoder": decoder}
-        for part in teacher.parts.values():
-            prove(opened, part, partial(golden_result, opened, part))
+        held = {(one.model, one.precision) for one in opened.manifest.engines}
+        parts = {
+            part: open_part(
+                opened,
+                part,
+                device=device,
+                runtime=runtime,
+                precision=precision if (part, precision) in held else None,
+                threads=threads,
+            )
+            for part in PARTS
+        }
+        teacher = cls(record, *(one.engine for one in parts.values()))
+        teacher.parts = parts
+        for one in parts.values():
+            prove(opened, one, partial(golden_result, opened, one))
         return teacher
 
     def embed(self, images: Sequence[Image]) -> list[BundledEmbedding]:

@@ -53,10 +53,11 @@ class Predictor:
         threads: int | None,
         device: str,
         runtime: str = "auto",
+        precision: str | None = None,
         teacher: BundledTeacher | None = None,
     ) -> None:
         self._bundle = bundle
-        self._runtime = runtime
+        self._runtime, self._precision = runtime, precision  # as the teacher is opened, too
         self._teacher = teacher
         self._opening = Lock()
         self._least: dict[Budget | None, float] = {}
@@ -92,7 +93,8 @@ class Predictor:
         threads
             CPU threads within one call; None lets the runtime choose.
         precision
-            "fp32", ..., or None for the fastest.
+            "fp32", ..., or None for the fastest; the teacher's networks too, where the bundle has them in it,
+            as it always has in fp32.
         expect_sha256
             The bundle's own hash, where it is pinned from outside: SHA-256 of its manifest.json.
 
@@ -109,7 +111,7 @@ class Predictor:
         student = open_part(
             opened, "student", device=device, runtime=runtime, precision=precision, threads=threads
         )
-        predictor = cls(opened, student, threads=threads, device=device, runtime=runtime)
+        predictor = cls(opened, student, threads=threads, device=device, runtime=runtime, precision=precision)
         prove(opened, student, predictor.golden_result)
         return predictor
 
@@ -129,6 +131,7 @@ class Predictor:
             self._threads,
             bundle.sha256,
             self._runtime,
+            self._precision,
         )
 
     @property
@@ -348,7 +351,11 @@ class Predictor:
         with self._opening:
             if self._teacher is None:
                 self._teacher = BundledTeacher.load(
-                    self._bundle, self._device, self._runtime, threads=self._threads
+                    self._bundle,
+                    self._device,
+                    self._runtime,
+                    threads=self._threads,
+                    precision=self._precision,
                 )
             return self._teacher
 
@@ -444,10 +451,11 @@ def _reopen(
     threads: int | None,
     sha256: str,
     asked_runtime: str,
+    asked_precision: str | None,
 ) -> Predictor:
-    """Open the very engine again; `asked_runtime` is what the teacher is opened with."""
+    """Open the very engine again; what was asked for is what the teacher is opened with."""
     predictor = Predictor.load(
         root, device, runtime, threads=threads, precision=precision, expect_sha256=sha256
     )
-    predictor._runtime = asked_runtime
+    predictor._runtime, predictor._precision = asked_runtime, asked_precision
     return predictor

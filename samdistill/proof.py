@@ -42,7 +42,7 @@ def golden_results(
     name = f"{opened.record.model}: {opened}"
     cure = "Do not use this bundle; export it again."
     if opened.record.precision != "fp32":
-        cure = "Do not use this engine here: name another precision, or export the bundle again."
+        cure = "Do not use this engine here: name another with --precision, or export the bundle again."
     records, results = golden_records(bundle, opened.record), []
     if not records:
         raise BundleError(f"golden must hold a case for the {opened.record.model}, or nothing proves it.")

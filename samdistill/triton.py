@@ -21,7 +21,7 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from samdistill.bundle import Bundle
-from samdistill.bundled_teacher import BundledTeacher, answered
+from samdistill.bundled_teacher import PARTS, BundledTeacher, answered
 from samdistill.engines import OpenedPart
 from samdistill.errors import BundleError, SamdistillError
 from samdistill.golden import GoldenResult, TeacherCase, compare_teacher
@@ -30,8 +30,6 @@ from samdistill.predictor import Predictor
 from samdistill.proof import golden_results
 from samdistill.runtime import Arrays, TensorType
 from samdistill.segmentation import parse_mode
-
-PAIR: tuple[Part, Part] = ("encoder", "decoder")
 
 
 class ServedEngine:
@@ -107,7 +105,7 @@ class TritonPythonModel:
         self._bundle, self._engines = bundle, engines
         teacher = None
         if bundle.manifest.teacher is not None:
-            teacher = BundledTeacher(bundle.manifest.teacher, *(engines[part].engine for part in PAIR))
+            teacher = BundledTeacher(bundle.manifest.teacher, *(engines[part].engine for part in PARTS))
         self._teacher = teacher
         self._predictor = Predictor(bundle, engines["student"], threads=None, device="cpu", teacher=teacher)
         self._proved, self._proving = False, Lock()
@@ -148,7 +146,7 @@ class TritonPythonModel:
 
 def _both(engines: Mapping[Part, OpenedPart]) -> OpenedPart:
     """The encoder, allowed to be off by what it and the decoder may: here both compute a golden case."""
-    pair = [engines[part].record for part in PAIR]
+    pair = [engines[part].record for part in PARTS]
     allowed: dict[str, Any] = {}
     for name in ("max_probability_difference", "max_changed_pixels"):
         known = [value for one in pair if (value := getattr(one, name)) is not None]

@@ -73,6 +73,27 @@ def test_json_is_one_object_on_standard_output_with_the_figures_worked_by_hand(d
     assert told["bundle"]["sha256"] == sha256_file(TINY / "manifest.json")
 
 
+def test_the_engine_that_gave_the_figures_is_told_and_can_be_named(data: Path, tmp_path: Path) -> None:
+    """The fastest is one in fp16 here; two bundles may differ in it."""
+    shutil.copytree(TINY, tmp_path / "low")
+    values = json.loads((tmp_path / "low" / "manifest.json").read_text())
+    values["engines"].insert(0, {**values["engines"][0], "precision": "fp16"})
+    (tmp_path / "low" / "manifest.json").write_text(json.dumps(values))
+    done = samdistill("evaluate", tmp_path / "low", data, "--against", TINY, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["device"]["engines"]["student"] == "onnxruntime fp16 (CPUExecutionProvider)"
+    assert told["against"]["device"]["engines"]["student"] == "onnxruntime fp32 (CPUExecutionProvider)"
+    report = tmp_path / "report.html"
+    words = ("evaluate", tmp_path / "low", data, "--precision", "fp32", "--report", report, "--json")
+    told = json.loads(samdistill(*words).stdout)
+    assert told["device"]["engines"]["student"] == "onnxruntime fp32 (CPUExecutionProvider)"
+    assert "3 images, mode fast, onnxruntime fp32 (CPUExecutionProvider)" in report.read_text()
+    refused = samdistill("evaluate", TINY, data, "--precision", "fp16")
+    assert refused.returncode == 2
+    assert "for its student on cpu: onnxruntime fp32, not fp16" in refused.stderr
+
+
 def test_the_table_names_every_class_and_the_interval(data: Path) -> None:
     done = samdistill("evaluate", TINY, data)
     assert done.returncode == 0, done.stderr

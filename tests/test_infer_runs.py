@@ -65,6 +65,22 @@ def test_memory_that_is_kept_is_not_cleared_again() -> None:
     assert kept < given_back - 50 * 1024  # of 50 x 8 MiB, two pages of three at the least
 
 
+def test_the_precision_that_is_named_computes_and_the_audit_says_so(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    def add_low(values: dict[str, Any]) -> None:
+        values["engines"].insert(0, {**values["engines"][0], "precision": "fp16"})
+
+    rewrite(tiny_bundle, add_low)
+    save(tmp_path / "in" / "a.png", colours())
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "samdistill", "infer", str(tiny_bundle), str(tmp_path / "in"), "--out"]
+    for words in ([], ["--precision", "fp32"]):
+        subprocess.run([*command, str(out), *words], check=True, capture_output=True)
+    audit = [json.loads(line) for line in (out / "audit.jsonl").read_text().splitlines()]
+    assert [one["engines"]["student"].split()[1] for one in audit] == ["fp16", "fp32"]
+
+
 def test_workers_and_batches_change_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
     fill(tmp_path / "in", 23)
     found = []

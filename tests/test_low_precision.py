@@ -336,7 +336,9 @@ def test_int8_is_held_against_the_golden_cases_whenever_it_is_opened(bundle: Pat
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full_like(values, 2**30), bias.name))
     onnx.save(model, copy / "student.int8.onnx")
     rewrite(copy)
-    with pytest.raises(BundleError, match=r"otherwise on student: onnxruntime int8.*name another precision"):
+    with pytest.raises(
+        BundleError, match=r"otherwise on student: onnxruntime int8.*name another with --precision"
+    ):
         Predictor.load(copy, runtime="onnxruntime", precision="int8")
     assert Predictor.load(copy, runtime="onnxruntime", precision="fp32").predict(colours(64, 64)).masks.any()
 

@@ -135,6 +135,22 @@ def test_the_answer_is_the_same_alone_and_in_company_and_out_of_a_pickle(predict
             np.testing.assert_array_equal(one.probability_maps, predictor.predict(image).probability_maps)
 
 
+def test_the_teacher_runs_in_the_precision_that_was_asked_for(bundle: Path) -> None:
+    def add_low(values: dict[str, Any]) -> None:
+        """The encoder in fp16, the fastest it has; the student and the decoder in fp32 alone."""
+        own = next(one for one in values["engines"] if one["model"] == "encoder")
+        values["engines"].insert(0, {**own, "precision": "fp16"})
+        student = next(one for one in values["engines"] if one["model"] == "student")
+        values["engines"].append({**student, "precision": "fp16"})
+
+    rewrite(bundle, add_low)
+    for asked, encoder in ((None, "fp16"), ("fp16", "fp16"), ("fp32", "fp32")):
+        predictor = Predictor.load(bundle, threads=1, precision=asked)
+        for one in (predictor, pickle.loads(pickle.dumps(predictor))):
+            found = {part: opened.record.precision for part, opened in one.teacher().parts.items()}
+            assert found == {"encoder": encoder, "decoder": "fp32"}, asked
+
+
 def test_an_empty_prediction_keeps_the_students_answer_and_asks_nobody(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

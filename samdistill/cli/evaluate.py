@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from samdistill.evaluation import Evaluation
     from samdistill.io.dataset import Case, Dataset
-    from samdistill.predictor import Predictor
+    from samdistill.predictor import Mode, Predictor
     from samdistill.statistics import Estimate
 
 
@@ -22,6 +22,9 @@ def evaluate(
     ] = "fast",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     runtime: Annotated[str, typer.Option(help="auto, or a runtime of docs/engines.md.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, ..., of docs/engines.md; default: the fastest.")
+    ] = None,
     include_trained: Annotated[
         bool, typer.Option("--include-trained", help="Score images the bundle was trained on, too.")
     ] = False,
@@ -56,9 +59,9 @@ def evaluate(
     modes = [parse_mode(one) for one in dict.fromkeys(mode.split(","))]
     if run is not None and report is None:
         raise UsageError("--run adds to a report; say where it goes with --report FILE.")
-    predictor = Predictor.load(bundle, device, runtime, expect_sha256=expect_sha256)
+    predictor = Predictor.load(bundle, device, runtime, precision=precision, expect_sha256=expect_sha256)
     dataset = open_dataset(data, class_names=predictor.class_names)
-    other = None if against is None else Predictor.load(against, device, runtime)
+    other = None if against is None else Predictor.load(against, device, runtime, precision=precision)
     if other is not None and set(other.class_names) != set(predictor.class_names):
         raise UsageError(
             f"--against must have the classes {', '.join(predictor.class_names)}, "
@@ -93,7 +96,7 @@ def evaluate(
             "evaluated": len(cases),
             "trained_on_included": include_trained,
         },
-        "device": {"provider": predictor.provider, "runtime": predictor.runtime},
+        "device": _device(predictor, modes),
     }
     if differences:
         told["modes"] = {
@@ -106,6 +109,7 @@ def evaluate(
     if other is not None and difference is not None:
         told["against"] = {
             "bundle": {"name": other.manifest.name, "sha256": other.bundle_sha256},
+            "device": _device(other, modes[:1]),
             "dice": rest[-1].metrics["dice"].mean,
             "difference": {metric: asdict(one) for metric, one in difference.items()},
         }
@@ -119,6 +123,15 @@ def evaluate(
             print(f"\n{_told([names[place], names[0]], one['dice'])}")
         if difference is not None:
             print(f"\n{_told([names[0], names[-1]], difference['dice'])}")
+
+
+def _device(predictor: Predictor, modes: list[Mode]) -> dict[str, object]:
+    """What computed: an int8 engine's figures are not fp32's."""
+    from samdistill.inference.outputs import engines_of
+
+    mode = next((mode for mode in modes if predictor.asks_teacher(mode)), modes[0])
+    engines = engines_of(predictor, mode)
+    return {"provider": predictor.provider, "runtime": predictor.runtime, "engines": engines}
 
 
 def _names(bundle: Path, against: Path | None, results: list[Evaluation]) -> list[str]:
@@ -261,5 +274,5 @@ def _write_report(
         path,
         f"Evaluation of {manifest.name}",
         [*sections, bundle_section(manifest, predictor.bundle_sha256)],
-        subtitle=f"{len(cases)} images, mode {result.mode}, {predictor.provider}",
+        subtitle=f"{len(cases)} images, mode {result.mode}, {predictor.engine}",
     )

@@ -27,6 +27,9 @@ def infer(
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     runtime: Annotated[str, typer.Option(help="auto, or a runtime of docs/engines.md.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, ..., of docs/engines.md; default: the fastest.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads in all; default: all cores.")] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Images in one call of the network; default: 4, on a GPU 8.")
@@ -89,7 +92,9 @@ def infer(
     sources = gather(inputs, out)
     count = len(sources) if part is None else len(part.of(sources))
     workers, threads_each = share_threads(count, device, threads)
-    predictor = Predictor.load(bundle, device, runtime, threads=threads_each, expect_sha256=expect_sha256)
+    predictor = Predictor.load(
+        bundle, device, runtime, threads=threads_each, precision=precision, expect_sha256=expect_sha256
+    )
     done = 0
     with CaseProgress("segmenting") as progress:
 
