@@ -27,7 +27,7 @@ from samdistill.train.mixed import Mixed
 from samdistill.train.pseudo import LiteralRefiner, predict_logits, targets_of
 from samdistill.train.random_walker import RandomWalkerRefiner
 from samdistill.train.run import Run
-from samdistill.train.sources import Continuous, ContinuousViews, own_targets
+from samdistill.train.sources import Continuous, ContinuousViews, Stored, own_targets
 from samdistill.train.store import PseudoLabel, PseudoStore
 from samdistill.train.strategies import RUNNERS
 from samdistill.train.strategies.simclr import nt_xent
@@ -316,6 +316,32 @@ def test_a_pseudo_label_is_read_back_and_damage_is_named(tmp_path: Path) -> None
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(InputRejected, match="is damaged"):
         store.read("site/a")
+
+
+def test_stored_pseudo_labels_are_held_a_byte_a_pixel_and_given_as_targets(
+    data: Path, tmp_path: Path
+) -> None:
+    frames = FrameStore(open_dataset(data).cases[:2], 64, _identity())
+    masks = np.zeros((2, 64, 64), np.bool_)
+    masks[:, 8:30, 10:40] = True
+    store, iou = PseudoStore(tmp_path), np.array([0.9, 0.1], np.float32)
+    one = Refinement(
+        masks, masks, [[Prompts(box=np.array([10, 8, 40, 30]))]] * 2, iou, np.ones(2, np.float32)
+    )
+    store.write(PseudoLabel(frames.cases[0].id, one, "abc", 1))
+    source = Stored(frames, store, PseudoConfig(min_iou=0.5))
+    drawn = Batches(frames, 64, 2, STILL, seed=0, stream=0).draw(0)
+    for _ in range(2):
+        targets = dict(zip([index for index, _ in drawn], source(None, drawn, [])[0], strict=True))  # type: ignore[arg-type]
+        assert targets[1] is None
+        assert targets[0] is not None
+        assert targets[0].dtype == torch.float32
+        np.testing.assert_array_equal(targets[0][0].numpy(), masks[0])
+        assert (targets[0][1] == IGNORE).all()
+    held, _ = source._held[0]
+    assert held is not None
+    assert held.nbytes == masks.size
+    assert source.pixels_by_class() == ([660, 0], [64 * 64 - 660, 0])
 
 
 def test_predicting_leaves_the_students_mode_and_statistics(data: Path) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -99,7 +100,8 @@ class Stored:
 
     def __init__(self, frames: FrameStore, store: PseudoStore, config: PseudoConfig) -> None:
         self._frames, self._store, self._config = frames, store, config
-        self._held: dict[int, tuple[Targets | None, dict[str, float]]] = {}
+        # A quarter of what targets would take.
+        self._held: dict[int, tuple[npt.NDArray[np.int8] | None, dict[str, float]]] = {}
 
     def __call__(self, student: nn.Module, drawn: Drawn, pixels: Sequence[torch.Tensor]) -> Answer:
         """Asks no student and no teacher."""
@@ -120,23 +122,25 @@ class Stored:
         negative = np.sum([(one == 0).sum(axis=(1, 2)) for one in found], axis=0)
         return positive.tolist(), negative.tolist()
 
-    def _targets(self, index: int) -> tuple[Targets | None, dict[str, float]]:
+    def _targets(self, index: int) -> tuple[npt.NDArray[np.int8] | None, dict[str, float]]:
         if index not in self._held:
             frame, case = self._frames[index], self._frames.cases[index]
             if case.id in self._store:
                 one = self._store.read(case.id).refinement
                 full = targets_of(one, self._config)
                 small = None if full is None else _shrunk(full, frame.image.shape[:2])
-                self._held[index] = small, told([one], [small])
+                self._held[index] = None if small is None else small.astype(np.int8), told([one], [small])
             else:
                 self._held[index] = None, {"pseudo_skipped": 1.0}
         return self._held[index]
 
 
-def warped(targets: Sequence[Targets | None], drawn: Drawn) -> list[torch.Tensor | None]:
+def warped(
+    targets: Sequence[Targets | npt.NDArray[np.int8] | None], drawn: Drawn
+) -> list[torch.Tensor | None]:
     """Bring targets of canonical frames into the views."""
     return [
-        None if target is None else view.targets(target)
+        None if target is None else view.targets(target.astype(np.float32, copy=False))
         for target, (_, view) in zip(targets, drawn, strict=True)
     ]
 
