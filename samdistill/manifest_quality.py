@@ -13,6 +13,7 @@ from samdistill.manifest_records import require
 
 HISTOGRAM_BINS = 16  # of each colour channel
 GAIN_QUANTILES = 21  # 0 %, 5 %, ..., 100 %
+UNLIKE_NUMBERS = ("area_off", "components_off", "intensity_distance", "embedding_distance")
 
 
 def _finite(name: str, values: tuple[float, ...]) -> None:
@@ -193,7 +194,7 @@ class QualityRule:
     reference
         What the training images are like.
     limits
-        Number -> the most that is nothing to remark on; an image above one is not accepted.
+        One of UNLIKE_NUMBERS -> the most that is nothing to remark on; an image above one is not accepted.
     refined
         Of images about which the teacher was asked; null without a teacher.
     """
@@ -206,6 +207,9 @@ class QualityRule:
 
     def __post_init__(self) -> None:
         require(0 < self.least_dice < 1, f"least_dice must lie between 0 and 1, not {self.least_dice}.")
+        # One that nobody computes would never be exceeded.
+        strange = sorted(set(self.limits) - set(UNLIKE_NUMBERS))
+        require(not strange, f"limits must be of {', '.join(UNLIKE_NUMBERS)}, not of {', '.join(strange)}.")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,13 @@ import numpy.typing as npt
 
 from samdistill.arrays import Masks, ProbabilityMaps
 from samdistill.components import label
-from samdistill.manifest_quality import HISTOGRAM_BINS, LinearRule, QualityRule, Reference
+from samdistill.manifest_quality import (
+    HISTOGRAM_BINS,
+    UNLIKE_NUMBERS,
+    LinearRule,
+    QualityRule,
+    Reference,
+)
 from samdistill.metrics import surface
 
 Flag = Literal["accept", "review", "reject"]
@@ -25,7 +31,6 @@ Vector = npt.NDArray[np.float64]
 
 STUDENT_NUMBERS = ("expected_dice", "confidence", "sharpness", "area", "components", "largest_share")
 TEACHER_NUMBERS = ("agreement", "predicted_iou")
-UNLIKE_NUMBERS = ("area_off", "components_off", "intensity_distance", "embedding_distance")
 NUMBERS = (*STUDENT_NUMBERS, *TEACHER_NUMBERS, "stability", *UNLIKE_NUMBERS)
 CUT = 3.0  # scales from the centre; what lies farther counts as this far
 
