@@ -359,6 +359,15 @@ def test_predicting_leaves_the_students_mode_and_statistics(data: Path) -> None:
     [
         ({"pseudo.schedule": "sometimes"}, "schedule must be once or continuous"),
         ({"pseudo.refiner": "crystal ball"}, "refiner must be"),
+        (
+            {"strategy": "semisam", "pseudo.refiner": "random-walker"},
+            "refiner must be teacher with .* semisam",
+        ),
+        ({"strategy": "samdsk", "pseudo.refiner": "random-walker"}, "refiner must be teacher with .* samdsk"),
+        (
+            {"pseudo.schedule": "once", "pseudo.literal_views": True},
+            "schedule must be continuous with literal",
+        ),
         ({"pseudo.supervised_share": 1.0}, "supervised_share must be"),
         ({"pseudo.labelled_share": 1.0}, "labelled_share must be"),
         ({"pseudo.weight": -1.0}, "weight must be"),

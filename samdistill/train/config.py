@@ -222,6 +222,10 @@ class PseudoConfig:
             self.schedule in ("once", "continuous"),
             f"schedule must be once or continuous, not {self.schedule!r}.",
         )
+        _require(
+            not self.literal_views or self.schedule == "continuous",
+            f"schedule must be continuous with literal_views, which are of a visit, not {self.schedule!r}.",
+        )
         for name in ("walker_margin", "walker_beta"):
             _require(getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}.")
         _require(self.weight >= 0, f"weight must be at least 0, not {self.weight}.")
@@ -327,6 +331,10 @@ class TrainConfig:
         _require(
             self.strategy in STRATEGIES,
             f"strategy must be one of {', '.join(STRATEGIES)}, not {self.strategy!r}.",
+        )
+        _require(
+            self.pseudo.refiner == "teacher" or self.strategy not in ("semisam", "semisam-ua-mt", "samdsk"),
+            f"refiner must be teacher with the strategy {self.strategy}, not {self.pseudo.refiner!r}.",
         )
         if isinstance(self.labels, float):
             _require(0 < self.labels <= 1, f"labels must be a share in (0, 1], not {self.labels}.")
