@@ -90,6 +90,20 @@ def test_outlines_are_not_drawn_over_another_image(tiny_bundle: Path, tmp_path: 
         folder_sections(tmp_path / "out", picture.parent)
 
 
+@pytest.mark.parametrize("changed", ["a.png", "overlays/a.png"])
+def test_a_mask_or_overlay_changed_since_is_not_shown_beside_the_figures_of_the_old(
+    tiny_bundle: Path, tmp_path: Path, changed: str
+) -> None:
+    picture, out = save(tmp_path / "in" / "a.png", colours()), tmp_path / "out"
+    segment(tiny_bundle, picture.parent, out, overlay=True)
+    images = None if changed.startswith("overlays") else picture.parent
+    assert folder_sections(out, images)
+    with PillowImage.open(out / changed) as was:
+        PillowImage.new(was.mode, was.size).save(out / changed)
+    with pytest.raises(InputRejected, match="must be what infer wrote, and was changed since"):
+        folder_sections(out, images)
+
+
 def test_masks_are_read_back_from_segmentations(tiny_bundle: Path, tmp_path: Path) -> None:
     folder, out = inputs(tmp_path / "in"), tmp_path / "out"
     segment(tiny_bundle, [folder / "single.dcm", folder / "clip.dcm"], out)

@@ -53,7 +53,7 @@ def picture_of(record: Record, out: Path, images: Path | None) -> Picture | None
         source = None
     overlay = record.get("overlay")
     if overlay is not None and (source is None or record.get("refined")):
-        return draw_picture(_shown(read_image(_inside(out, overlay))), {})
+        return draw_picture(_shown(read_image(_written(record, out, overlay))), {})
     if source is None:
         return None
     index, masks = _masks(record, out)
@@ -75,7 +75,7 @@ def picture_of(record: Record, out: Path, images: Path | None) -> Picture | None
 def _masks(record: Record, out: Path) -> tuple[int, Masks]:
     """Which image has the most foreground, and its (C, H, W) masks."""
     names = list(record["classes"])
-    paths = {name: _inside(out, path) for name, path in record["masks"].items()}
+    paths = {name: _written(record, out, path) for name, path in record["masks"].items()}
     first = next(iter(paths.values()))
     kind = format_of(first)
     if kind == "dicom":
@@ -96,6 +96,18 @@ def _masks(record: Record, out: Path) -> tuple[int, Masks]:
     if list(files) == ["labels"] and names != ["labels"]:
         return index, np.stack([files["labels"] == class_id for class_id in range(1, len(names) + 1)])
     return index, np.stack([files[name] != 0 for name in names])
+
+
+def _written(record: Record, out: Path, relative: str) -> Path:
+    """A file of the record's own: one that was changed since would stand beside figures of another."""
+    path = _inside(out, relative)
+    sha256 = (record.get("files") or {}).get(relative)
+    if sha256 is not None and path.is_file() and sha256_file(path) != sha256:
+        raise InputRejected(
+            f"{path} must be what infer wrote, and was changed since; {RESULTS} tells of the old one. "
+            "Run infer again, or put it back."
+        )
+    return path
 
 
 def _inside(root: Path, relative: str) -> Path:
