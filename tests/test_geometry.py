@@ -66,7 +66,10 @@ def test_the_sigmoid_neither_overflows_nor_leaves_its_range() -> None:
 @pytest.mark.parametrize("size", [(7, 9), (30, 50), (1, 1)])
 def test_resized_masks_and_labels_invent_nothing(size: tuple[int, int]) -> None:
     labels = np.random.default_rng(3).integers(0, 4, (20, 30)).astype(np.int32)
-    assert set(np.unique(geometry.resize_labels(labels, size))) <= set(np.unique(labels))
+    resized = geometry.resize_labels(labels, size)
+    assert resized.shape == size
+    assert set(np.unique(resized)) <= set(np.unique(labels))
+    np.testing.assert_array_equal(geometry.resize_labels(labels, (40, 90)), labels.repeat(2, 0).repeat(3, 1))
     full = np.ones((2, 20, 30), bool)
     assert geometry.resize_masks(full, size).all()
     assert not geometry.resize_masks(~full, size).any()
