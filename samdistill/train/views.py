@@ -93,6 +93,8 @@ def draw_view(
     centre = np.array([(width - 1) / 2, (height - 1) / 2])
     if config.crop == "random":
         centre = centre + np.array([crop_x * max(0, width - size), crop_y * max(0, height - size)]) / 2
+    else:  # half a pixel before the middle where no crop lies in it: between pixels it would be a blur
+        centre = centre - np.array([(width - size) % 2, (height - size) % 2]) / 2
     middle = np.full(2, (size - 1) / 2)
     matrix = np.concatenate([linear, (centre - linear @ middle)[:, None]], axis=1)
     return View(
