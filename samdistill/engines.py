@@ -13,6 +13,7 @@ from samdistill.errors import BundleError, DeviceUnavailable, UsageError
 from samdistill.manifest import EngineRecord, Part
 from samdistill.plans import Plan
 from samdistill.runtime import PLANNED, RUNTIMES, Device, Engine, is_installed, open_engine
+from samdistill.runtime.cuda import find_gpu
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,23 @@ def is_proved(bundle: Bundle, record: EngineRecord, device: str) -> bool:
     """Whether an engine passed the gate on trained weights, or on this machine if its graph did elsewhere."""
     if record.verified or record.runtime not in PLANNED:
         return record.verified
-    graph = any(one.verified and one.file == record.file for one in bundle.manifest.engines)
-    return graph and plans.is_kept(bundle, record, device)
+    return _has_proved_graph(bundle, record) and plans.is_kept(bundle, record, device)
+
+
+def _has_proved_graph(bundle: Bundle, record: EngineRecord) -> bool:
+    return any(one.verified and one.file == record.file for one in bundle.manifest.engines)
+
+
+def _waiting(bundle: Bundle, records: list[EngineRecord], device: str) -> str:
+    """What to do about plans that "auto" passed over, where a GPU here may prove them; else ""."""
+    names = " and ".join(sorted({one.runtime for one in records if _has_proved_graph(bundle, one)}))
+    try:
+        find_gpu(Device.parse(device).index)
+    except DeviceUnavailable:
+        return ""
+    if not names:
+        return ""
+    return f" {names} is here, to be proved once: run `samdistill verify BUNDLE --device {device}`."
 
 
 def open_part(
@@ -114,14 +130,16 @@ def open_part(
     """
     found = candidates(bundle, part, device=device, runtime=runtime, precision=precision)
     here = [one for one in found if is_installed(one.runtime)]
+    passed_over: list[EngineRecord] = []
     if runtime == "auto":
-        here = [one for one in here if one.runtime not in PLANNED or is_proved(bundle, one, device)]
+        passed_over = [one for one in here if one.runtime in PLANNED and not is_proved(bundle, one, device)]
+        here = [one for one in here if one not in passed_over]
     if not here:
         names = sorted({one.runtime for one in found})
         raise DeviceUnavailable(
             f"{' or '.join(names)} must be installed to run this bundle on {device}. "
             "Run: pip install 'samdistill[cpu]', or 'samdistill[gpu]' beside an NVIDIA GPU; "
-            "`samdistill doctor` says more."
+            f"`samdistill doctor` says more.{_waiting(bundle, passed_over, device)}"
         )
     errors = []
     for record in here:
@@ -129,7 +147,7 @@ def open_part(
             return open_record(bundle, record, device=device, threads=threads)
         except DeviceUnavailable as error:  # a processor without bf16, say: the next does on the same device
             errors.append(error)
-    raise errors[0]
+    raise DeviceUnavailable(f"{errors[0]}{_waiting(bundle, passed_over, device)}") from errors[0]
 
 
 def open_record(
