@@ -132,6 +132,16 @@ def test_where_training_and_test_are_told_validation_comes_out_of_training() -> 
     assert len(split.train_labelled) == 26
 
 
+@pytest.mark.parametrize("part", ["validation", "test"])
+@pytest.mark.parametrize("seed", range(4))
+def test_an_unlabelled_image_told_to_be_held_out_holds_its_patient_out(part: str, seed: int) -> None:
+    """Its labels may come later; nobody is to have trained on the same patient by then."""
+    split = make_split(memory_dataset([(1, 0)] * 8 + [(2, 2)], {"008_003": part}), seed=seed)
+    of = group_sets(split)
+    assert "g8" not in of["train_labelled"] | of["train_unlabelled"]
+    assert "g8" not in of["validation" if part == "test" else "test"]
+
+
 @pytest.mark.parametrize("groups", [[], [(0, 9)], [(9, 0)], [(5, 0), (5, 0)]])
 def test_too_few_labelled_groups_are_refused(groups: list[tuple[int, int]]) -> None:
     with pytest.raises(InputRejected, match="labelled images of at least"):
@@ -173,8 +183,11 @@ def test_no_group_is_ever_cut(
     assert all(case.labelled for case in split.train_labelled + split.validation + split.test)
     assert not any(case.labelled for case in split.train_unlabelled + split.left_out)
     for case_id, part in parts.items():
+        group = f"g{int(case_id[:3])}"
         if part == "test":
-            assert case_id not in {case.id for case in split.train_labelled + split.train_unlabelled}
+            assert group not in training | of["validation"]
+        if part == "validation":
+            assert group not in training
     if isinstance(labels, int):
         most = max(labelled for labelled, _ in groups)
         assert split.budget <= max(labels, 4) + 2 * most

@@ -100,12 +100,11 @@ def make_split(
     """
     _check(seed, labels, fractions)
     told = dataset.parts
-    free = [case for case in dataset.labelled if case.id not in told]
     groups = _Groups(dataset, seed)
 
-    test = groups.whole([case for case in dataset.labelled if told.get(case.id) == "test"])
+    test = groups.told("test")
     labelled = [g for g in groups.order if groups.labelled(g)]
-    loose = groups.loose(free)
+    loose = [g for g in labelled if all(case.id not in told for case in groups.members[g])]
     drawn = "test" not in told.values() and fractions[2] > 0 and (bool(loose) or not labelled)
     if drawn:
         goal = max(1, round(fractions[2] * len(dataset.labelled)))
@@ -116,7 +115,7 @@ def make_split(
             f"{dataset.root} must have labelled images of at least {2 + drawn} groups to be divided, "
             f"not of {len(labelled)}. Label more, or correct the groups or the split in dataset.toml."
         )
-    fixed = groups.whole([case for case in dataset.labelled if told.get(case.id) == "validation"])
+    fixed = groups.told("validation")
     available, of_fixed = groups.size(pool), groups.size(fixed)
     wanted = min(available, max(MINIMUM_LABELS, _count(labels, available)))
     share = of_fixed / available if fixed else fractions[1] / (fractions[0] + fractions[1])
@@ -125,7 +124,7 @@ def make_split(
         validation = groups.draw([g for g in pool if g in fixed], goal, spare=0)
     else:
         # Cases told to be trained on give up validation images only where there are no others.
-        kept = groups.whole([case for case in dataset.labelled if told.get(case.id) == "train"])
+        kept = groups.told("train")
         unsaid = [g for g in pool if g not in kept]
         validation = groups.draw(unsaid or pool, goal, spare=0 if kept and unsaid else 1)
     rest = [g for g in pool if g not in validation and g not in fixed]
@@ -146,6 +145,7 @@ class _Groups:
         for case in dataset.cases:
             self.members.setdefault(case.group, []).append(case)
         self.order = sorted(self.members, key=lambda group: _rank(seed, group))
+        self._cases, self._told = dataset.cases, dataset.parts
 
     def labelled(self, group: str) -> list[Case]:
         return [case for case in self.members[group] if case.labelled]
@@ -154,14 +154,10 @@ class _Groups:
         """Labelled cases of some groups."""
         return sum(len(self.labelled(group)) for group in groups)
 
-    def whole(self, cases: Sequence[Case]) -> set[str]:
-        """The groups these cases belong to."""
-        return {case.group for case in cases}
-
-    def loose(self, cases: Sequence[Case]) -> list[str]:
-        """The groups that consist of these cases as far as they are labelled, in order."""
-        ids = {case.id for case in cases}
-        return [g for g in self.order if self.labelled(g) and all(c.id in ids for c in self.labelled(g))]
+    def told(self, part: str) -> set[str]:
+        """The groups with labels of which dataset.toml puts any case, labelled or not, into a part."""
+        named = {case.group for case in self._cases if self._told.get(case.id) == part}
+        return {group for group in named if self.labelled(group)}
 
     def draw(self, candidates: Sequence[str], count: int, *, spare: int) -> set[str]:
         """Take groups from the front until they hold `count` labelled cases, but leave the last `spare`."""
