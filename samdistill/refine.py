@@ -7,7 +7,8 @@ with the first answer's logits). Knows no network: what segments is handed in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -26,6 +27,7 @@ from samdistill.prompts import Extraction, PromptConfig, Prompts, extract_with_m
 from samdistill.teacher_frame import Preprocessing
 
 Pass = Literal["all", "box", "points", "positive-points"]
+MOST_MASK_PIXELS = 1 << 28  # of the answers that are held at a time, a byte each
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,9 @@ def refine(
 ) -> list[Refinement]:
     """Ask a segmenter for better masks than the student's: one decoder call a pass for all images together.
 
+    Where the answers would take more than `MOST_MASK_PIXELS` it is asked in parts: a thousand objects of a
+    large image are not held as a thousand masks of it.
+
     Parameters
     ----------
     segmenter
@@ -194,29 +199,78 @@ def answer_all(
         [_mapped(one, size, embedding.image_size) for sets in extraction.prompts for one in sets]
         for extraction, size, embedding in zip(extractions, sizes, embeddings, strict=True)
     ]
-    answer = segmenter.segment(
-        embeddings, [[select(one, config.first_pass) for one in sets] for sets in flat], sizes=sizes
-    )
-    if config.second_pass != "none":
-        again = [[select(one, config.second_pass) for one in sets] for sets in flat]
-        answer = segmenter.segment(embeddings, again, previous=answer.low_res_logits, sizes=sizes)
-    refinements, done = [], 0
+    answers = one_by_one(segmenter, embeddings, flat, sizes, config.first_pass, config.second_pass)
+    refinements = []
     for extraction in extractions:
         masks = extraction.masks.copy()
         iou = np.full(len(masks), np.nan, np.float32)
         agreement = np.full(len(masks), np.nan, np.float32)
         for class_index, sets in enumerate(extraction.prompts):
             if sets:
-                mine = slice(done, done + len(sets))
-                np.logical_or.reduce(answer.masks[mine], axis=0, out=masks[class_index])
-                iou[class_index] = answer.predicted_iou[mine].mean()
+                masks[class_index], sure = False, []
+                for mask, predicted_iou in itertools.islice(answers, len(sets)):
+                    masks[class_index] |= mask
+                    sure.append(predicted_iou)
+                iou[class_index] = np.mean(sure)
                 left = _without_set(extraction, class_index, config.prompts)
                 agreement[class_index] = dice(masks[class_index], extraction.masks[class_index] & ~left)
                 if masks[class_index].any():
                     masks[class_index] |= left
-                done += len(sets)
         refinements.append(Refinement(masks, extraction.masks, extraction.prompts, iou, agreement))
     return refinements
+
+
+def one_by_one(
+    segmenter: Segmenter,
+    embeddings: Sequence[Any],
+    prompts: Sequence[Sequence[Prompts]],
+    sizes: Sequence[tuple[int, int]],
+    first_pass: Pass = "all",
+    second_pass: Pass | Literal["none"] = "none",
+) -> Iterator[tuple[Mask, np.float32]]:
+    """Each set's mask and predicted IoU, in flattened order; asked for together, as far as memory goes.
+
+    Parameters
+    ----------
+    prompts
+        For each image its sets, in the embedding's image frame.
+    sizes
+        (height, width) of each image's masks.
+    """
+    for part in _parts(prompts, sizes):
+        own = [embeddings[number] for number, _ in part]
+        asked = [prompts[number][sets] for number, sets in part]
+        at = [sizes[number] for number, _ in part]
+        answer = segmenter.segment(
+            own, [[select(one, first_pass) for one in sets] for sets in asked], sizes=at
+        )
+        if second_pass != "none":
+            again = [[select(one, second_pass) for one in sets] for sets in asked]
+            answer = segmenter.segment(own, again, previous=answer.low_res_logits, sizes=at)
+        yield from zip(answer.masks, answer.predicted_iou, strict=True)
+        del answer  # before the next ones are made
+
+
+def _parts(
+    prompts: Sequence[Sequence[Prompts]], sizes: Sequence[tuple[int, int]]
+) -> Iterator[list[tuple[int, slice]]]:
+    """Numbers of images and which of their sets, in order, whose masks may be held together."""
+    part: list[tuple[int, slice]] = []
+    left = MOST_MASK_PIXELS
+    for number, (sets, (height, width)) in enumerate(zip(prompts, sizes, strict=True)):
+        start = 0
+        while start < len(sets):
+            room = left // (height * width)
+            if room < 1 and part:
+                yield part
+                part, left = [], MOST_MASK_PIXELS
+                continue
+            stop = min(len(sets), start + max(1, room))
+            part.append((number, slice(start, stop)))
+            left -= (stop - start) * height * width
+            start = stop
+    if part:
+        yield part
 
 
 def _without_set(extraction: Extraction, class_index: int, config: PromptConfig) -> Mask:

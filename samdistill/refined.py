@@ -10,18 +10,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from samdistill.arrays import Image, Masks, ProbabilityMaps
+from samdistill.arrays import Image, Mask, Masks, ProbabilityMaps
 from samdistill.bundled_teacher import BundledEmbedding, BundledTeacher
 from samdistill.components import clean, without_overlap
 from samdistill.manifest import CleaningRule, Manifest
 from samdistill.metrics import dice
 from samdistill.prompts import Extraction, Prompts, extract_with_masks
-from samdistill.refine import RefineConfig, Refinement, answer_all, select, suited
+from samdistill.refine import RefineConfig, Refinement, answer_all, one_by_one, select, suited
 
 Kept = Literal["empty", "unprompted", "unanswered", "doubtful"]
 JITTER = 0.05  # of a box's sides, or of what a set without one covers
@@ -143,23 +145,26 @@ def _stability(
     extractions: Sequence[Extraction],
     config: RefineConfig,
 ) -> list[npt.NDArray[np.float32]]:
-    """(C,) of each image: the first pass's prompts and moved ones, all in one decoder call."""
+    """(C,) of each image: the first pass's prompts and moved ones, asked about together."""
     sets: list[list[Prompts]] = []
     for extraction in extractions:
         size = extraction.masks.shape[1:]
         own = [select(one, config.first_pass) for each in extraction.prompts for one in each]
         moved = [_moved(one, way, size) for way in DIRECTIONS for one in own]
         sets.append([*own, *moved])
-    masks = iter(teacher.segment(embeddings, sets).masks)
+    sizes = [embedding.image_size for embedding in embeddings]
+    masks = (mask for mask, _ in one_by_one(teacher, embeddings, sets, sizes))
     found = []
     for extraction in extractions:
-        rounds = []
+        nothing = np.zeros(extraction.masks.shape[1:], np.bool_)
+        rounds: list[list[Mask]] = []
         for _ in range(1 + len(DIRECTIONS)):
-            rounds.append([[next(masks) for _ in each] for each in extraction.prompts])
+            united = [reduce(np.logical_or, islice(masks, len(each)), nothing) for each in extraction.prompts]
+            rounds.append(united)
         values = np.full(len(extraction.prompts), np.nan, np.float32)
         for number, each in enumerate(extraction.prompts):
             if each:
-                base, *others = (np.logical_or.reduce(one[number]) for one in rounds)
+                base, *others = (one[number] for one in rounds)
                 values[number] = np.mean([dice(base, other) for other in others])
         found.append(values)
     return found

@@ -69,10 +69,37 @@ def test_all_sets_of_all_images_are_answered_by_one_call_a_pass() -> None:
     three = [maps((2, 3, 8, 9), (10, 3, 16, 9)), maps(None, (1, 1, 4, 4)), maps(None, None)]
     refine(segmenter, embedded, three, BURDEN)
     assert len(segmenter.calls) == 2
-    assert [len(sets) for sets in segmenter.calls[0]["prompts"]] == [2, 1, 0]
+    assert [len(sets) for sets in segmenter.calls[0]["prompts"]] == [2, 1], "not about the last"
     assert all(one.points is None for sets in segmenter.calls[0]["prompts"] for one in sets), "the box alone"
     assert all(one.box is None for sets in segmenter.calls[1]["prompts"] for one in sets), "not repeated"
     np.testing.assert_array_equal(segmenter.calls[1]["previous"].ravel(), [0, 1, 2])
+
+
+@pytest.mark.parametrize(("most", "together"), [(1, 1), (1200, 2), (1799, 2), (3000, 5)])
+def test_masks_that_memory_would_not_hold_are_asked_for_in_parts(
+    most: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks of 20 x 30 pixels, of seven components of three images; the second image has none."""
+    spots = [(3 * i, 2, 3 * i + 2, 5) for i in range(5)]
+    several = maps((0, 10, 4, 14), None)
+    for x0, y0, x1, y1 in spots:
+        several[0, y0:y1, x0:x1] = 0.8
+    three = [several, maps(None, None), maps(None, (1, 1, 4, 4))]
+    prompts = PromptConfig(per_component=True, points="centre")
+    config = RefineConfig(prompts, first_pass="box", second_pass="points")
+    embedded = [Embedded((20, 30))] * 3
+    whole, parted = Boxes(), Boxes()
+    wanted = refine(whole, embedded, three, config)
+    assert len(whole.calls) == 2
+    monkeypatch.setattr("samdistill.refine.MOST_MASK_PIXELS", most)
+    found = refine(parted, embedded, three, config)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one.masks, other.masks)
+        np.testing.assert_array_equal(np.isnan(one.predicted_iou), np.isnan(other.predicted_iou))
+    counts = [sum(map(len, call["prompts"])) for call in parted.calls]
+    assert max(counts) == together
+    assert sum(counts) == 2 * 7
+    assert [len(call["previous"]) for call in parted.calls[1::2]] == counts[::2] == counts[1::2]
 
 
 def test_the_masks_come_in_the_maps_frame_and_the_prompts_go_in_the_images() -> None:
