@@ -162,6 +162,15 @@ def test_two_bundles_are_compared_image_by_image(data: Path, confused: Path, tmp
     assert "no difference can be told" in same.stdout
 
 
+def test_one_group_alone_has_no_interval_and_no_nan(data: Path, tmp_path: Path) -> None:
+    write_case(tmp_path / "one", "right", found=20, labelled=20)
+    (tmp_path / "one" / "dataset.toml").write_text((data / "dataset.toml").read_text())
+    done = samdistill("evaluate", TINY, tmp_path / "one", "--against", TINY)
+    assert done.returncode == 0, done.stderr
+    assert "(one group alone has no interval), paired over 1 images" in " ".join(done.stdout.split())
+    assert "nan" not in done.stdout
+
+
 def test_two_bundles_of_one_name_are_told_apart(data: Path, confused: Path, tmp_path: Path) -> None:
     """As those of two runs often are; the report must not give the other's figures alone."""
     other = shutil.copytree(confused, tmp_path / "other" / TINY.name)

@@ -193,8 +193,11 @@ def _told(names: list[str], dice: Estimate) -> str:
         verdict = f"{names[0]} is better"
     elif dice.high < 0:
         verdict = f"{names[1]} is better"
+    interval = f"({dice.low:+.3f} to {dice.high:+.3f})"
+    if dice.low != dice.low:  # NaN
+        interval = "(one group alone has no interval)"
     return (
-        f"Dice, {names[0]} less {names[1]}: {dice.mean:+.3f} ({dice.low:+.3f} to {dice.high:+.3f}), "
+        f"Dice, {names[0]} less {names[1]}: {dice.mean:+.3f} {interval}, "
         f"paired over {dice.count} images: {verdict}."
     )
 
