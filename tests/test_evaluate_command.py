@@ -197,7 +197,12 @@ def test_the_report_of_an_evaluation_shows_the_training_too(data: Path, tmp_path
     record = {
         "data": {"path": "/home/dr_who", "fingerprint": "f00d"},
         "split": {"validation": ["a", "b"]},
-        "config": {"seed": 7}, "encoder_weights": "none", "result": {}, "devices": {}, "versions": {},
+        "config": {
+            "seed": 7,
+            "teacher": "medsam:/home/dr_who/medsam.pth",
+            "samdsk": {"counts": "/home/dr_who/counts.csv"},
+        },
+        "encoder_weights": "none", "result": {}, "devices": {}, "versions": {},
     }  # fmt: skip
     (run / "run.json").write_text(json.dumps(record))
     (run / "log.jsonl").write_text('{"step": 5, "train_loss": 1.0, "val_loss": 0.9, "val_dice": 0.5}\n')
@@ -207,6 +212,7 @@ def test_the_report_of_an_evaluation_shows_the_training_too(data: Path, tmp_path
     page = report.read_text(encoding="utf-8")
     assert page.count('class="case"') == 3
     assert "Learning curves" in page and "f00d" in page and "dr_who" not in page
+    assert "medsam.pth" in page and "counts.csv" in page
     assert sha256_file(TINY / "manifest.json") in page
     (run / "log.jsonl").write_text("not json\n")
     assert samdistill("evaluate", TINY, data, "--report", report, "--run", run).returncode == 4

@@ -203,11 +203,20 @@ def run_sections(run: Path) -> list[Section]:
         settings = {
             "data fingerprint": record["data"]["fingerprint"],
             "images": {part: len(ids) for part, ids in record["split"].items()},
-            **{key: record[key] for key in ("encoder_weights", "result", "config", "devices", "versions")},
+            **{key: record[key] for key in ("encoder_weights", "result")},
+            "config": _without_folders(record["config"]),
+            **{key: record[key] for key in ("devices", "versions")},
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputRejected(f"{run} must be a run folder with run.json and log.jsonl: {error}.") from error
     return [learning_curves(log), facts_section("Training", settings)]
+
+
+def _without_folders(values: Any) -> Any:
+    """Settings in which a file, such as a teacher's weights, has its name alone: folders name people."""
+    if isinstance(values, dict):
+        return {key: _without_folders(value) for key, value in values.items()}
+    return values.rpartition("/")[2] if isinstance(values, str) else values
 
 
 def facts_section(title: str, values: Mapping[str, object], *, note: str = "") -> Section:
