@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from samdistill.arrays import Image, Mask, check_image
 from samdistill.bundle import Bundle
-from samdistill.engines import OpenedPart, open_part
+from samdistill.engines import OpenedPart, open_part, precision_of
 from samdistill.errors import BundleError, UsageError
 from samdistill.golden import GoldenResult, TeacherCase, compare_teacher
 from samdistill.manifest import GoldenRecord, Part, TeacherRecord
@@ -117,14 +117,13 @@ class BundledTeacher:
                 f"{opened.root} must hold a teacher, and was exported without. "
                 "Export it again with --teacher."
             )
-        held = {(one.model, one.precision) for one in opened.manifest.engines}
         parts = {
             part: open_part(
                 opened,
                 part,
                 device=device,
                 runtime=runtime,
-                precision=precision if (part, precision) in held else None,
+                precision=precision_of(opened, part, precision),
                 threads=threads,
             )
             for part in PARTS

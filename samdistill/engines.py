@@ -73,6 +73,12 @@ def candidates(
     return found
 
 
+def precision_of(bundle: Bundle, part: Part, precision: str | None) -> str | None:
+    """What a precision asks of a network: nothing of a teacher's that the bundle does not have in it."""
+    held = any((one.model, one.precision) == (part, precision) for one in bundle.manifest.engines)
+    return precision if held or part == "student" else None
+
+
 def is_proved(bundle: Bundle, record: EngineRecord, device: str) -> bool:
     """Whether an engine passed the gate on trained weights, or on this machine if its graph did elsewhere."""
     if record.verified or record.runtime not in PLANNED:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from samdistill.bundle import Bundle
 from samdistill.bundled_teacher import golden_result
-from samdistill.engines import OpenedPart, candidates, open_part, open_record
+from samdistill.engines import OpenedPart, candidates, open_part, open_record, precision_of
 from samdistill.errors import BundleError, DeviceUnavailable
 from samdistill.golden import GoldenResult
 from samdistill.manifest import Part
@@ -53,14 +53,15 @@ def verify(
     *,
     device: str = "cpu",
     runtime: str = "auto",
+    precision: str | None = None,
     expect_sha256: str | None = None,
 ) -> Verification:
     """Hash every file of a bundle and compute its golden cases again.
 
     Parameters
     ----------
-    bundle, device, runtime, expect_sha256
-        As for `Predictor.load`.
+    bundle, device, runtime, precision, expect_sha256
+        As for `Predictor.load`; None are all precisions.
 
     Raises
     ------
@@ -79,11 +80,12 @@ def verify(
         kind = "student" if part == "student" else "teacher"
         if all(case.part != kind for case in manifest.golden):
             raise BundleError(f"golden must hold a case of the {kind}, or nothing proves its {part}.")
-        own = list(_results(opened, part, device, runtime, unavailable))
+        wanted = precision_of(opened, part, precision)
+        own = list(_results(opened, part, device, runtime, wanted, unavailable))
         results += own
         if not own:  # says why
-            open_part(opened, part, device=device, runtime=runtime)
-    student = open_part(opened, "student", device=device, runtime=runtime)
+            open_part(opened, part, device=device, runtime=runtime, precision=wanted)
+    student = open_part(opened, "student", device=device, runtime=runtime, precision=precision)
     provider = student.engine.provider
     return Verification(
         opened.sha256, files, student.record.runtime, provider, tuple(results), tuple(unavailable)
@@ -91,10 +93,10 @@ def verify(
 
 
 def _results(
-    bundle: Bundle, part: Part, device: str, runtime: str, unavailable: list[str]
+    bundle: Bundle, part: Part, device: str, runtime: str, precision: str | None, unavailable: list[str]
 ) -> Iterator[GoldenResult]:
     """Compute each golden case again on each engine; a plan that is new to this machine is kept then."""
-    for engine in candidates(bundle, part, device=device, runtime=runtime):
+    for engine in candidates(bundle, part, device=device, runtime=runtime, precision=precision):
         if not is_installed(engine.runtime):
             continue
         try:

@@ -242,6 +242,23 @@ def test_the_command_says_what_it_found(tiny_bundle: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_precision_that_does_not_hold_here_leaves_the_others_to_be_verified(tiny_bundle: Path) -> None:
+    """As int8 on a processor that saturates: its golden cases come out otherwise, fp32's as published."""
+
+    def add_int8(values: dict[str, Any]) -> None:
+        (own,) = values["engines"]
+        values["engines"].insert(0, {**own, "precision": "int8", "max_probability_difference": 1e-12})
+
+    rewrite(tiny_bundle, add_int8)
+    done = run(tiny_bundle)
+    assert done.returncode == 5
+    assert "onnxruntime int8" in done.stderr and "name another with --precision" in done.stderr
+    done = run(tiny_bundle, "--precision", "fp32", "--json")
+    assert done.returncode == 0, done.stderr
+    assert {case["engine"].split()[2] for case in json.loads(done.stdout)["golden"]} == {"fp32"}
+    assert run(tiny_bundle, "--precision", "bf16").returncode == 2
+
+
 def test_the_command_ends_with_5_for_a_corrupted_bundle(tiny_bundle: Path) -> None:
     flip(tiny_bundle / "student.onnx", 10)
     done = run(tiny_bundle)

@@ -12,6 +12,9 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     runtime: Annotated[str, typer.Option(help="auto (all that are here) or one of them.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, ..., of docs/engines.md; default: all that are here.")
+    ] = None,
     expect_sha256: Annotated[
         str | None, typer.Option(help="Refuse any bundle but the one with this hash.")
     ] = None,
@@ -22,7 +25,9 @@ def verify(
 
     from samdistill.verify import verify as verify_bundle
 
-    found = verify_bundle(bundle, device=device, runtime=runtime, expect_sha256=expect_sha256)
+    found = verify_bundle(
+        bundle, device=device, runtime=runtime, precision=precision, expect_sha256=expect_sha256
+    )
     if json:
         import json as json_
 
