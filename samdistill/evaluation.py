@@ -32,6 +32,7 @@ SCHEMA = 1
 METRICS = ("dice", "dice_present", "iou", "hd95_px", "asd_px")
 HASH_DIGITS = 16  # of an image's SHA-256 in a bundle's provenance["trained_on"]
 BATCH = 8
+BATCH_PIXELS = 1 << 22  # of the images that are predicted together, the last one not counted
 
 
 class HasMasks(Protocol):
@@ -287,13 +288,12 @@ def evaluate(
 
 def predictions(predictor: Predicts, cases: Sequence[Case], mode: Mode = "fast") -> Iterator[Prediction]:
     """Predict labelled cases a few at a time, in their order; parameters and exceptions as in `evaluate`."""
-    for start in range(0, len(cases), BATCH):
-        some = cases[start : start + BATCH]
-        pixels = [case.read_image() for case in some]
+    for some, pixels in _read(cases):
         try:
             found = predictor.predict_batch(pixels, mode)
         except ValueError as error:  # the depth of the pixels and the bundle's intensity rule disagree
-            raise InputRejected(f"{some[0].image_path} and the next {len(some) - 1}: {error}") from error
+            others = f" and the next {len(some) - 1}" if len(some) > 1 else ""
+            raise InputRejected(f"{some[0].image_path}{others}: {error}") from error
         for case, raw, segmentation in zip(some, pixels, found, strict=True):
             truth, ignored = case.read_labels()
             truth = truth[channel_order(case, predictor.class_names)]
@@ -305,6 +305,20 @@ def predictions(predictor: Predicts, cases: Sequence[Case], mode: Mode = "fast")
             whole = segmentation if isinstance(segmentation, Segmentation) else None
             refined = None if whole is None else whole.refined
             yield Prediction(case, raw, masks, truth, ignored, refined, whole)
+
+
+def _read(cases: Sequence[Case]) -> Iterator[tuple[list[Case], list[Pixels]]]:
+    """A few cases with their pixels, of large images fewer: their maps lie in memory at once."""
+    some: list[Case] = []
+    pixels: list[Pixels] = []
+    for case in cases:
+        some.append(case)
+        pixels.append(case.read_image())
+        if len(some) == BATCH or sum(one.shape[0] * one.shape[1] for one in pixels) > BATCH_PIXELS:
+            yield some, pixels
+            some, pixels = [], []
+    if some:
+        yield some, pixels
 
 
 def score_case(

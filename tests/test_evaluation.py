@@ -160,6 +160,18 @@ def test_cases_go_in_batches_and_come_out_in_order_with_progress(tmp_path: Path)
     assert told == [case.id for case in result.cases] == [f"{number:02d}" for number in range(11)]
 
 
+def test_of_large_images_fewer_are_predicted_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        write_case(tmp_path, str(number), [SQUARE, NOTHING], [SQUARE, NOTHING])
+    (tmp_path / "dataset.toml").write_text('classes = ["a", "b"]\n')
+    monkeypatch.setattr("samdistill.evaluation.BATCH_PIXELS", 2 * SIZE[0] * SIZE[1])
+    painter = Painter()
+    assert evaluate(painter, open_dataset(tmp_path).labelled).metrics["dice"].mean == 1
+    assert painter.asked == [3, 3, 2]
+
+
 def test_intervals_redraw_groups_where_the_data_have_groups() -> None:
     truth = np.stack([SQUARE, OTHER])
     wrong = np.stack([block(2, 7, 2, 12), NOTHING])
