@@ -22,14 +22,13 @@ from samdistill import phantoms
 from samdistill.components import label
 from samdistill.io.files import atomic_write, remove_leftovers
 from samdistill.teacher.tiny import pictures
-from samdistill.teacher.tiny.model import PIXEL
 from samdistill.teacher.tiny.split import TRAINED_SETS, held_out
 
 SIZE = 256  # the frame samples are composed in; they may be drawn smaller
 HELD_OUT_PICTURES = 200
 LEAST_PX = 12  # of an object, in the sampler's frame
 # Shares shown whole, as in use, bent (a head stays an ellipse) and recoloured.
-WHOLE = {"pictures": 0.35, "nuclei": 0.75, "nerves": 0.75, "fetal_head": 0.6}
+WHOLE = {"pictures": 0.35, "nuclei": 0.65, "nerves": 0.75, "fetal_head": 0.6}
 BENT = {"pictures": 0.0, "nuclei": 0.3, "nerves": 0.3, "fetal_head": 0.0}
 RECOLOURED = {"pictures": 0.8, "nuclei": 0.6, "nerves": 0.3, "fetal_head": 0.4}
 Pixels = npt.NDArray[np.uint8]
@@ -143,10 +142,10 @@ class Sampler:
         Returns
         -------
         dict
-            With S the sampler's side, L that of its low-resolution masks and P as many objects as asked for
-            of such a picture: `image` (S, S, 3) uint8; `content` (2,) int64 height and width that are not
-            padding; `targets` (P, L, L) uint8 covered share x 255; `boxes` (P, 4) float32 half-open, exact;
-            `border` (L, L) uint8 share of pixels on an object's outline x 255.
+            With S the sampler's side and P as many objects as asked for of such a picture: `image` (S, S, 3)
+            uint8; `content` (2,) int64 height and width that are not padding; `targets` (P, S/2, S/2) uint8
+            covered share x 255; `boxes` (P, 4) float32 half-open, exact; `border` (S/2, S/2) uint8 share of
+            pixels on an object's outline x 255.
         """
         while True:
             name, source = self.source(rng)
@@ -207,8 +206,7 @@ class Sampler:
     def _low(self, mask: Pixels) -> Pixels:
         canvas = np.zeros((self.side, self.side), np.uint8)
         canvas[: mask.shape[0], : mask.shape[1]] = mask * 255
-        side = round(self.side / PIXEL)
-        low: Pixels = cv2.resize(canvas, (side, side), interpolation=cv2.INTER_AREA)
+        low: Pixels = cv2.resize(canvas, (self.side // 2, self.side // 2), interpolation=cv2.INTER_AREA)
         return low
 
 
