@@ -93,11 +93,11 @@ def _has_proved_graph(bundle: Bundle, record: EngineRecord) -> bool:
 def _waiting(bundle: Bundle, records: list[EngineRecord], device: str) -> str:
     """What to do about plans that "auto" passed over, where a GPU here may prove them; else ""."""
     names = " and ".join(sorted({one.runtime for one in records if _has_proved_graph(bundle, one)}))
+    if not names:
+        return ""
     try:
         find_gpu(Device.parse(device).index)
     except DeviceUnavailable:
-        return ""
-    if not names:
         return ""
     return f" {names} is here, to be proved once: run `samdistill verify BUNDLE --device {device}`."
 

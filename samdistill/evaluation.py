@@ -21,7 +21,7 @@ from samdistill.io.dataset import Case
 from samdistill.io.files import sha256_file
 from samdistill.io.images import Pixels
 from samdistill.metrics import Scores, dice_per_class, hd95_and_asd, iou_per_class
-from samdistill.predictor import Mode, Segmentation
+from samdistill.predictor import BATCH_PIXELS, Mode, Segmentation
 from samdistill.quality import Quality
 from samdistill.refined import Kept, Refined
 from samdistill.routing import Route
@@ -32,7 +32,6 @@ SCHEMA = 1
 METRICS = ("dice", "dice_present", "iou", "hd95_px", "asd_px")
 HASH_DIGITS = 16  # of an image's SHA-256 in a bundle's provenance["trained_on"]
 BATCH = 8
-BATCH_PIXELS = 1 << 22  # of the images that are predicted together, the last one not counted
 
 
 class HasMasks(Protocol):

@@ -32,8 +32,9 @@ from samdistill.routing import Budget, least_gain
 from samdistill.runtime import Engine
 from samdistill.segmentation import Mode, Segmentation, masks_of, parse_mode
 
-__all__ = ["Mode", "Pixels", "Predictor", "Segmentation", "masks_of", "parse_mode"]
+__all__ = ["BATCH_PIXELS", "Mode", "Pixels", "Predictor", "Segmentation", "masks_of", "parse_mode"]
 
+BATCH_PIXELS = 1 << 22  # of the images that are held and predicted together, the last one not counted
 TIMED_SIZE = (512, 512)  # of the picture that a budget in seconds is timed on
 Pixels = npt.NDArray[Any]  # (H, W) or (H, W, 3) of any depth, as io.read_image gives them
 

@@ -25,7 +25,6 @@ from samdistill.io.stack import open_stack, read_content
 from samdistill.predictor import Pixels, Predictor, Segmentation
 
 BATCH = 4  # on a CPU; of more images the activations leave its caches
-BATCH_PIXELS = 1 << 22  # of the images a worker holds at once, the last one not counted
 WRITERS = 8
 LARGE_BYTES = 1 << 23  # cases of more are written by the worker itself, so that they do not pile up
 

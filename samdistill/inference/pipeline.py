@@ -21,7 +21,6 @@ from samdistill.errors import InputRejected, SomeInputsFailed
 from samdistill.inference.cases import Case
 from samdistill.inference.jobs import (
     BATCH,
-    BATCH_PIXELS,
     LARGE_BYTES,
     Job,
     Run,
@@ -61,7 +60,7 @@ from samdistill.io.files import locked, sync_folder
 from samdistill.io.stack import LIBRARIES, format_of
 from samdistill.io.video import LIBRARY, is_video
 from samdistill.judging import Judge
-from samdistill.predictor import Pixels, Predictor, Segmentation
+from samdistill.predictor import BATCH_PIXELS, Pixels, Predictor, Segmentation
 
 WAITING = 3  # groups a worker may be ahead
 

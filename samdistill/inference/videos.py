@@ -17,7 +17,7 @@ from samdistill import quality, routing
 from samdistill.arrays import Image
 from samdistill.errors import InputRejected
 from samdistill.inference.cases import draw
-from samdistill.inference.jobs import BATCH, BATCH_PIXELS, Job, Run, failed, predict, timed, unfinished
+from samdistill.inference.jobs import BATCH, Job, Run, failed, predict, timed, unfinished
 from samdistill.inference.outputs import FRAMES, LABELS
 from samdistill.inference.records import Outcome
 from samdistill.io.files import atomic_folder, sha256_file, write_bytes
@@ -25,7 +25,7 @@ from samdistill.io.images import mask_bytes
 from samdistill.io.measurements import measure
 from samdistill.io.stack import require_plain_file
 from samdistill.io.video import Frame, frames, tells_its_length
-from samdistill.predictor import Segmentation
+from samdistill.predictor import BATCH_PIXELS, Segmentation
 from samdistill.refined import Refined, told
 
 COLUMNS = ("frame", "file", "time_ms", "class", "area_px", "max_probability", "score", "flag")

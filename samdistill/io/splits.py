@@ -145,7 +145,7 @@ class _Groups:
         for case in dataset.cases:
             self.members.setdefault(case.group, []).append(case)
         self.order = sorted(self.members, key=lambda group: _rank(seed, group))
-        self._cases, self._told = dataset.cases, dataset.parts
+        self._told = dataset.parts
 
     def labelled(self, group: str) -> list[Case]:
         return [case for case in self.members[group] if case.labelled]
@@ -156,8 +156,11 @@ class _Groups:
 
     def told(self, part: str) -> set[str]:
         """The groups with labels of which dataset.toml puts any case, labelled or not, into a part."""
-        named = {case.group for case in self._cases if self._told.get(case.id) == part}
-        return {group for group in named if self.labelled(group)}
+        return {
+            group
+            for group, cases in self.members.items()
+            if self.labelled(group) and any(self._told.get(case.id) == part for case in cases)
+        }
 
     def draw(self, candidates: Sequence[str], count: int, *, spare: int) -> set[str]:
         """Take groups from the front until they hold `count` labelled cases, but leave the last `spare`."""
