@@ -236,7 +236,7 @@ def _sum_masks(masks, sums, first, last, inside, area):  # type: ignore[no-untyp
                 if x + 32 <= width:
                     pixels = 0
                     for i in range(32):
-                        pixels += row[x + i]
+                        pixels += row[x + i] != 0
                     if pixels == (0 if begin < 0 else 32):
                         x = end
                         continue

@@ -74,6 +74,14 @@ def test_long_runs_that_begin_and_end_anywhere_agree_too() -> None:
     check(np.concatenate([masks, ~masks]), rng.random((2, 90, 200), dtype=np.float32))
 
 
+@pytest.mark.parametrize("byte", [2, 255])
+def test_a_mask_that_is_a_view_of_other_bytes_than_1_counts_as_numpy_counts_it(byte: int) -> None:
+    rng = np.random.default_rng(5)
+    blobs = np.array([rng.integers(0, byte + 1, (40, 200)), np.full((40, 200), byte)]).astype(np.uint8)
+    blobs[1, :, 37:150] = 0
+    check(blobs.view(np.bool_), rng.random((2, 40, 200), dtype=np.float32))
+
+
 def test_every_pixel_may_be_an_atom_of_its_own() -> None:
     pixels = np.arange(64).reshape(8, 8)
     masks = np.array([pixels >> bit & 1 for bit in range(6)], bool)
