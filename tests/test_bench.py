@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import fake_gpu
+import numpy as np
 import pytest
 from bundles import rewrite
 from typer.testing import CliRunner
@@ -29,6 +30,13 @@ def test_every_engine_is_timed_and_held_against_the_published_masks(tiny_bundle:
     assert 0 < one.latency_ms <= one.p95_ms
     assert one.per_second > 0
     assert one.dice == 1.0
+
+
+def test_the_memory_of_an_engine_is_told_from_a_large_process_too(tiny_bundle: Path) -> None:
+    ballast = np.ones(600 << 20, np.uint8)  # more than a process with the engine takes
+    (one,) = bench(tiny_bundle, threads=1, runs=1)
+    assert one.memory_mb > 0
+    del ballast
 
 
 def change_a_threshold(values: dict[str, list[dict[str, float]]]) -> None:
