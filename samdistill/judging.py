@@ -83,6 +83,23 @@ def teacher_numbers(refined: Refined) -> dict[str, float | None]:
     return {"agreement": _mean(refined.agreement), "predicted_iou": _mean(refined.predicted_iou)}
 
 
+def check_abstain(manifest: Manifest, abstain: float | None) -> None:
+    """Refuse a least score that is no Dice (ValueError), or where the bundle has no rule to score by.
+
+    Raises
+    ------
+    UsageError
+        In the latter case.
+    """
+    if abstain is not None and not 0 <= abstain <= 1:
+        raise ValueError(f"abstain must be a Dice, 0..1, not {abstain}.")
+    if abstain is not None and manifest.quality is None:
+        raise UsageError(
+            "abstain must be left out: this bundle does not judge its answers; it was exported without "
+            "labelled validation images."
+        )
+
+
 class Judge:
     """A bundle's rules; see docs/quality.md.
 
@@ -95,18 +112,12 @@ class Judge:
 
     Raises
     ------
-    UsageError
-        For `abstain` where the bundle has no rule to score by.
+    ValueError, UsageError
+        As `check_abstain`.
     """
 
     def __init__(self, manifest: Manifest, abstain: float | None = None) -> None:
-        if abstain is not None and not 0 <= abstain <= 1:
-            raise ValueError(f"abstain must be a Dice, 0..1, not {abstain}.")
-        if abstain is not None and manifest.quality is None:
-            raise UsageError(
-                "abstain must be left out: this bundle does not judge its answers; it was exported without "
-                "labelled validation images."
-            )
+        check_abstain(manifest, abstain)
         self._manifest, self._abstain = manifest, abstain
 
     def route(self, seen: Look, masks: Masks, *, least: float) -> Route:

@@ -114,16 +114,11 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(DeviceUnavailable.exit_code)
-    except (
-        PermissionError,
-        NotADirectoryError,
-        IsADirectoryError,
-        FileExistsError,
-        FileNotFoundError,
-    ) as error:
+    except OSError as error:  # nothing there, no permission, a full disk
         if debug:
             raise
-        print(f"samdistill: {error.filename}: {error.strerror}.", file=sys.stderr)
+        named = f"{error.filename}: " if error.filename else ""
+        print(f"samdistill: {named}{(error.strerror or str(error)).rstrip('.')}.", file=sys.stderr)
         sys.exit(UsageError.exit_code)
     except MemoryError:
         if debug:

@@ -35,7 +35,7 @@ def evaluate(
     run: Annotated[
         Path | None, typer.Option(help="Run folder whose learning curves the report shows.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap intervals.")] = 0,
     expect_sha256: Annotated[
         str | None, typer.Option(help="Refuse any bundle but the one with this hash.")
     ] = None,
@@ -113,8 +113,6 @@ def evaluate(
             "dice": rest[-1].metrics["dice"].mean,
             "difference": {metric: asdict(one) for metric, one in difference.items()},
         }
-    if report is not None:
-        _write_report(report, [result, *rest], names, predictor, cases, run)
     if as_json:
         print(json.dumps(nan_to_none({**result.to_dict(), **told}), allow_nan=False))
     else:
@@ -123,6 +121,8 @@ def evaluate(
             print(f"\n{_told([names[place], names[0]], one['dice'])}")
         if difference is not None:
             print(f"\n{_told([names[0], names[-1]], difference['dice'])}")
+    if report is not None:  # last: what cannot be written takes no figures with it
+        _write_report(report, [result, *rest], names, predictor, cases, run)
 
 
 def _device(predictor: Predictor, modes: list[Mode]) -> dict[str, object]:

@@ -15,7 +15,7 @@ from threading import Event
 from typing import Any
 
 from samdistill._version import __version__
-from samdistill.errors import InputRejected, SamdistillError
+from samdistill.errors import DeviceUnavailable, InputRejected, SamdistillError
 from samdistill.inference.cases import Case
 from samdistill.inference.outputs import Options, Outputs, engines_of, settings_sha256
 from samdistill.inference.records import Outcome, Record
@@ -40,6 +40,7 @@ class Run:
         self.settings = {**options.settings(predictor), **versions}
         self.settings_sha256 = settings_sha256(self.settings)
         self.stop = Event()
+        self.lost: DeviceUnavailable | None = None  # what ended the run, where the device did
         self.writers = ThreadPoolExecutor(WRITERS, "samdistill-write")
         self.facts: dict[str, Any] = {
             "bundle_sha256": predictor.bundle_sha256,
@@ -131,6 +132,9 @@ def written(run: Run, job: Job) -> Outcome:
 def failed(run: Run, job: Job, error: Exception) -> Outcome:
     """Record a failure twice: with the file's name for results.jsonl, without any for messages."""
     job.case = None
+    if isinstance(error, DeviceUnavailable):  # every further file would fail for no fault of its own
+        run.lost = error
+        run.stop.set()
     path = str(job.source.path)
     if isinstance(error, MemoryError):
         reason = f"{path}: there is not enough memory for it."

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from samdistill.errors import InputRejected, SomeInputsFailed
+from samdistill.errors import DeviceUnavailable, InputRejected, SomeInputsFailed
 from samdistill.inference.cases import Case
 from samdistill.inference.jobs import (
     BATCH,
@@ -59,7 +59,7 @@ from samdistill.inference.videos import segment_video
 from samdistill.io.files import locked, sync_folder
 from samdistill.io.stack import LIBRARIES, format_of
 from samdistill.io.video import LIBRARY, is_video
-from samdistill.judging import Judge
+from samdistill.judging import check_abstain
 from samdistill.predictor import BATCH_PIXELS, Pixels, Predictor, Segmentation
 
 WAITING = 3  # groups a worker may be ahead
@@ -113,10 +113,12 @@ def segment_files(
         `out`, and as `plan`; before anything is written or removed.
     ModuleNotFoundError
         When a file's format needs a library that is not installed; likewise.
+    DeviceUnavailable
+        When the GPU is lost in the middle; what is done then is kept as after an interruption.
     """
     options = options or Options()
     predictor.require_mode(options.mode)
-    Judge(predictor.manifest, options.abstain)  # it refuses what cannot be judged
+    check_abstain(predictor.manifest, options.abstain)
     outputs = plan(sources, out, predictor, options)
     if shard is not None:
         sources = shard.of(sources)
@@ -209,9 +211,13 @@ def _work(
 
     try:
         for files in _groups(sources, kept, max(1, min(batch, len(sources) // (2 * workers)))):
+            if run.lost is not None:
+                break
             waiting.append(pool.submit(_segment_group, run, files, kept))
             drain(WAITING * workers)
         drain(0)
+        if run.lost is not None:
+            raise DeviceUnavailable(f"{run.lost} With --resume what is done is kept.") from run.lost
     except BaseException:
         # Interrupted: what is segmented is written, nothing else is begun, and what is done is listed.
         run.stop.set()
@@ -288,7 +294,8 @@ def _segment_group(
                 with timed(job, "read"):
                     held.append((job, case.stack.image()))
             else:
-                _segment_stack(run, job, case)
+                if not _segment_stack(run, job, case):
+                    break
                 done(job)
         except Exception as error:  # noqa: BLE001  (no file stops the rest)
             outcomes[number] = failed(run, job, error)
@@ -320,17 +327,20 @@ def _segment_singles(run: Run, held: list[tuple[Job, Pixels]]) -> Iterator[tuple
             yield job, error
 
 
-def _segment_stack(run: Run, job: Job, case: Case) -> None:
-    """Segment the images of one file, some at a time."""
+def _segment_stack(run: Run, job: Job, case: Case) -> bool:
+    """Segment the images of one file, some at a time; False when the run was interrupted amid them."""
     height, width = case.stack.size
     together = max(1, min(BATCH, BATCH_PIXELS // (height * width)))
     for start in range(0, len(case.stack), together):
+        if run.stop.is_set():
+            return False
         indices = range(start, min(start + together, len(case.stack)))
         with timed(job, "read"):
             images = [case.stack.image(index) for index in indices]
         with timed(job, "segment"):
             for index, pixels, answer in zip(indices, images, predict(run, images), strict=True):
                 case.add(index, pixels, answer)
+    return True
 
 
 def _kept(run: Run, sources: Sequence[Source], earlier: Mapping[str, Record]) -> dict[int, Record]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
@@ -24,6 +25,7 @@ DTYPES = {
     "tensor(bool)": np.bool_,
 }
 _ERRORS_ONLY = 3
+_LOST = re.compile(r"CUDA (failure|error) [^;\n]*")  # what the driver says before each further call, too
 
 
 def installed_wheels() -> list[str]:
@@ -156,12 +158,22 @@ class OnnxRuntimeEngine:
         ------
         BundleError
             When the network fails on these inputs.
+        MemoryError
+            When the memory does not do.
+        DeviceUnavailable
+            When the GPU is gone, whatever the inputs.
         """
         try:
             values = self._session.run(None, dict(inputs))
         except self._failures as error:
             if "allocate" in str(error) or "out of memory" in str(error).lower():
                 raise MemoryError(f"{self.provider} has not enough memory for this input.") from error
+            lost = _LOST.search(str(error))
+            if lost is not None:
+                raise DeviceUnavailable(
+                    f"{self.provider} has lost its GPU ({lost[0].strip()}). See what `samdistill doctor` and "
+                    "nvidia-smi find, or use --device cpu."
+                ) from error
             raise BundleError(f"the network failed in {self.provider}: {error}.") from error
         return dict(zip(self.outputs, values, strict=True))
 

@@ -1,0 +1,133 @@
+"""How runs of `samdistill infer` end that cannot go on: a GPU that is lost, a full disk, an interruption."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from bundles import colours
+from test_infer_runs import fill
+from test_inference import run, save, segment_all, tree
+
+import samdistill.inference.pipeline as pipeline
+from samdistill.cli import app
+from samdistill.errors import DeviceUnavailable
+from samdistill.inference import gather
+from samdistill.predictor import Predictor
+from samdistill.runtime import open_engine
+
+LOST = (
+    "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 719: unspecified launch failure ; GPU=0 ; hostname=ward7 ; "
+    "expr=cudaStreamSynchronize(stream)"
+)
+
+
+def test_a_gpu_that_is_lost_is_told_from_a_network_that_fails(tiny_bundle: Path) -> None:
+    class Session:
+        def run(self, *words: object) -> None:
+            raise RuntimeError(LOST)
+
+    engine: Any = open_engine((tiny_bundle / "student.onnx").read_bytes())
+    engine._session, engine.provider = Session(), "CUDAExecutionProvider"
+    with pytest.raises(
+        DeviceUnavailable, match=r"lost its GPU \(CUDA failure 719: unspecified .*\)"
+    ) as found:
+        engine.run({"pixels": np.zeros((1, 3, 64, 64), np.uint8)})
+    assert "ward7" not in str(found.value)
+
+
+def test_a_gpu_lost_amid_a_folder_ends_the_run_with_6_and_what_is_done_is_resumed(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    fill(folder, 40)
+    answer, calls = Predictor.predict_batch, iter(range(1000))
+
+    def lost(self: Predictor, *words: Any, **options: Any) -> Any:
+        if next(calls) >= 3:
+            raise DeviceUnavailable("the GPU is gone.")
+        return answer(self, *words, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "predict_batch", lost)
+        words = ["infer", tiny_bundle, folder, "--out", out, "--threads", 1, "--batch", 2]
+        patch.setattr(sys, "argv", ["samdistill", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+    assert ended.value.code == DeviceUnavailable.exit_code
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "samdistill: the GPU is gone. With --resume what is done is kept."
+    )
+    exits = [json.loads(line)["exit"] for line in (out / "audit.jsonl").read_text().splitlines()]
+    assert 0 < exits.count("ok") <= 6
+    assert 0 < exits.count("DeviceUnavailable") <= 6  # not one for each of the others
+    assert len([name for name in tree(out) if name.endswith(".png")]) == exits.count("ok")
+    assert not (out / "results.jsonl").exists()
+    summary, _ = segment_all(Predictor.load(tiny_bundle), gather([str(folder)], out), out, resume=True)
+    assert (summary.kept, summary.done, summary.failed) == (exits.count("ok"), 40 - exits.count("ok"), 0)
+
+
+def test_a_full_disk_ends_with_2_in_a_line_and_leaves_nothing_half(tiny_bundle: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: masks go in, the list of results does not."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    save(folder / "anna.png")
+    limit = (400, resource.RLIM_INFINITY)
+    found = run(
+        tiny_bundle, folder, "--out", out,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )  # fmt: skip
+    assert (found.returncode, found.stderr) == (2, "samdistill: File too large.\n")
+    assert not [name for name in tree(out) if name.endswith(".tmp")]
+    assert run(tiny_bundle, folder, "--out", out, "--resume").returncode == 0
+
+
+def test_a_name_that_is_too_long_ends_in_a_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    found = run(tiny_bundle, "n" * 300, "--out", tmp_path / "out")
+    assert found.returncode == 2
+    assert found.stderr.endswith("File name too long.\n")
+
+
+def test_an_interruption_ends_amid_the_slices_of_a_volume(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = np.repeat(colours()[:, :, :1].transpose(1, 0, 2), 200, axis=2)
+    (tmp_path / "in").mkdir()
+    nibabel.save(nibabel.Nifti1Image(scan, np.eye(4)), tmp_path / "in" / "scan.nii")
+    predict, calls, begun = pipeline.predict, [], Event()
+
+    def counted(*words: Any) -> Any:
+        calls.append(1)
+        begun.set()
+        return predict(*words)
+
+    class Interrupted(pipeline.ThreadPoolExecutor):
+        def submit(self, *words: Any, **options: Any) -> Any:
+            super().submit(*words, **options)
+            begun.wait(30)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "predict", counted)
+    monkeypatch.setattr(pipeline, "ThreadPoolExecutor", Interrupted)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        segment_all(Predictor.load(tiny_bundle), gather([str(tmp_path / "in")], out), out)
+    assert len(calls) < 25  # of 50
+    assert not [name for name in tree(out) if name.endswith(".nii")]
+
+
+@pytest.mark.parametrize(
+    "words", [["evaluate", "b", "d"], ["tune", "d"], ["teacher", "assess", "d"], ["train", "d"]]
+)
+def test_a_seed_below_zero_is_refused_before_any_work(words: list[str]) -> None:
+    command = [sys.executable, "-m", "samdistill", *words, "--seed", "-1"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert "--seed" in found.stderr
