@@ -218,6 +218,13 @@ def test_the_report_of_an_evaluation_shows_the_training_too(data: Path, tmp_path
     assert samdistill("evaluate", TINY, data, "--report", report, "--run", run).returncode == 4
 
 
+def test_a_report_that_cannot_be_written_takes_no_figures_with_it(data: Path) -> None:
+    done = samdistill("evaluate", TINY, data, "--json", "--report", data)
+    assert done.returncode == 2
+    assert "Is a directory" in done.stderr
+    assert json.loads(done.stdout)["data"]["evaluated"] == 3
+
+
 @pytest.mark.parametrize("overlay", [True, False])
 def test_a_folder_of_masks_becomes_a_report_with_its_failures(
     data: Path, tmp_path: Path, overlay: bool

@@ -22,6 +22,7 @@ from test_report import Elements, browser, dump
 from test_video import clip, moving
 
 from samdistill.errors import InputRejected
+from samdistill.inference import Shard
 from samdistill.io.dicom_seg import read_masks
 from samdistill.report.document import write_report
 from samdistill.report.folder import folder_sections
@@ -102,6 +103,18 @@ def test_a_mask_or_overlay_changed_since_is_not_shown_beside_the_figures_of_the_
         PillowImage.new(was.mode, was.size).save(out / changed)
     with pytest.raises(InputRejected, match="must be what infer wrote, and was changed since"):
         folder_sections(out, images)
+
+
+def test_of_a_run_that_was_shared_out_the_report_says_how_to_get_its_list(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    save(tmp_path / "in" / "a.png", colours())
+    out = tmp_path / "out"
+    segment(tiny_bundle, tmp_path / "in", out, overlay=True, shard=Shard(1, 1))
+    with pytest.raises(InputRejected, match=r"shared out or interrupted: finish it by infer --resume"):
+        folder_sections(out)
+    segment(tiny_bundle, tmp_path / "in", out, overlay=True, resume=True)
+    assert folder_sections(out)
 
 
 def test_masks_are_read_back_from_segmentations(tiny_bundle: Path, tmp_path: Path) -> None:

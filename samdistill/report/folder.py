@@ -71,8 +71,11 @@ def _read_records(out: Path) -> list[Record]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
+        cure = ""
+        if [*out.glob("results-*-of-*.jsonl"), *out.glob(f".{RESULTS.removesuffix('.jsonl')}*.partial")]:
+            cure = " A run was shared out or interrupted: finish it by infer --resume, without --shard."
         raise InputRejected(
-            f"{out} must be a folder written by `samdistill infer`, and has no readable {RESULTS}."
+            f"{out} must be a folder written by `samdistill infer`, and has no readable {RESULTS}.{cure}"
         ) from error
     records = []
     for line_number, line in enumerate(lines, 1):
