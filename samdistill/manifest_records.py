@@ -15,12 +15,19 @@ from samdistill.geometry import MAX_ASPECT
 MANIFEST = "manifest.json"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_CLASS_NAME = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|.][^\x00-\x1f\x7f/\\:*?\"<>|]{0,63}")
+_NOT_IN_NAMES = r"\x00-\x1f\x7f/\\:*?\"<>|\ud800-\udfff"
+_CLASS_NAME = re.compile(f"[^{_NOT_IN_NAMES}.][^{_NOT_IN_NAMES}]{{0,63}}")
+CLASS_NAMES = '1 to 64 characters without / \\ : * ? " < > |, no full stop first, no space first or last'
 
 
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def is_class_name(name: str) -> bool:
+    """Whether a class may be called so: its masks may lie in a folder of this name, on any system."""
+    return bool(_CLASS_NAME.fullmatch(name)) and name == name.strip()
 
 
 def check_path(path: str, name: str) -> None:
@@ -78,8 +85,8 @@ class ClassInfo:
 
     def __post_init__(self) -> None:
         require(
-            bool(_CLASS_NAME.fullmatch(self.name)) and self.name == self.name.strip(),
-            f"name must do as a folder's name, without / \\ : * ? \" < > | or '.' first, not {self.name!r}.",
+            is_class_name(self.name),
+            f"name must do as a folder's name, {CLASS_NAMES}, not {self.name!r}.",
         )
         require(
             len(self.colour) == 3 and all(0 <= part <= 255 for part in self.colour),

@@ -216,6 +216,8 @@ def test_cases_travel_to_worker_processes(folder: Folder) -> None:
         ("classes = [", "not valid TOML"),
         ('classes = ["a", "a"]', "distinct"),
         ('classes = ["a/b"]', "a folder can bear"),
+        (f'classes = ["{65 * "a"}"]', "a folder can bear"),
+        ('classes = ["Cyst", "cyst"]', "distinct names, case aside"),
         ('classes = ["a"]\nclass_values = [1, 2]', "one value a class"),
         ('classes = ["a"]\nclass_values = [0]', "distinct and not 0"),
         ("ignore_index = 0", "ignore_index must differ"),
@@ -231,6 +233,15 @@ def test_a_dataset_toml_that_cannot_be_meant_is_refused(folder: Folder, toml: st
     with pytest.raises(InputRejected, match=message) as caught:
         open_dataset(root)
     assert str(root) in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [["a:b"], ["a "], [65 * "a"], ["Cyst", "cyst"]])
+def test_class_folders_that_no_bundle_could_name_are_refused_before_training(
+    folder: Folder, names: list[str]
+) -> None:
+    root = folder(["a"], {name: {"a": index_mask(1)} for name in names})
+    with pytest.raises(InputRejected, match=r"classes cannot be called so.*Rename it"):
+        open_dataset(root)
 
 
 def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:

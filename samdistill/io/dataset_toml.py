@@ -8,6 +8,7 @@ from pathlib import Path
 
 from samdistill.config import build, load_toml
 from samdistill.errors import InputRejected, UsageError
+from samdistill.manifest_records import CLASS_NAMES, is_class_name
 
 DATASET_TOML = "dataset.toml"
 
@@ -68,11 +69,13 @@ class DatasetConfig:
     split: SplitPatterns | None = None
 
     def __post_init__(self) -> None:
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"classes must be distinct names, not {list(self.classes)}.")
+        if len({name.casefold() for name in self.classes}) != len(self.classes):
+            raise ValueError(f"classes must be distinct names, case aside, not {list(self.classes)}.")
         for name in self.classes:
-            if not name or name != name.strip() or set(name) & set('/\\:*?"<>|') or name.startswith("."):
-                raise ValueError(f"classes must be names that a folder can bear, not {name!r}.")
+            if not is_class_name(name):
+                raise ValueError(
+                    f"classes must be names that a folder can bear, {CLASS_NAMES}, not {name!r}."
+                )
         if self.class_values and len(self.class_values) != len(self.classes):
             raise ValueError(f"class_values must hold one value a class, not {list(self.class_values)}.")
         if len({0, *self.class_values}) != 1 + len(self.class_values):

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from samdistill.errors import InputRejected
 from samdistill.io.dataset_toml import DATASET_TOML, CaseTable, DatasetConfig, read_config
 from samdistill.io.stack import ALL_SUFFIXES, format_of, open_stack, stem
+from samdistill.manifest_records import CLASS_NAMES, is_class_name
 
 PARTS = ("train", "validation", "test")
 
@@ -215,6 +216,13 @@ def _find_masks(layout: Layout) -> None:
     else:
         config = layout.config
         layout.class_folders = config.classes or tuple(names)
+        for name in () if config.classes else names:
+            if not is_class_name(name) or sum(name.casefold() == other.casefold() for other in names) > 1:
+                layout.error(
+                    folder / name,
+                    "a bundle's classes cannot be called so.",
+                    f"Rename it: {CLASS_NAMES}, and not another class's name but for its case.",
+                )
         for name in names:
             if name not in layout.class_folders:
                 layout.error(
