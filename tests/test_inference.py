@@ -331,6 +331,29 @@ def test_bad_files_are_reported_and_the_others_go_on(tiny_bundle: Path, tmp_path
     assert "Traceback" not in done.stderr
 
 
+def test_names_as_long_as_can_be_are_written_and_longer_ones_stop_nothing(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """A name has at most 255 bytes; a temporary file's is longer than its own, a GeoJSON's than a PNG's."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a" * 247, "é" * 123 + "e", "b" * 251, "c"):
+        save(folder / f"{name}.png")
+    for _ in range(2):
+        records = segment(tiny_bundle, folder, out, contours=True)
+        assert {one.input[0]: one.status for one in records} == {
+            "a": "ok", "é": "ok", "b": "failed", "c": "ok"
+        }  # fmt: skip
+        error = next(one.error for one in records if one.status == "failed")
+        assert error is not None
+        assert error.endswith("File name too long.")
+        assert [name for name in tree(out) if name.startswith((".", "b"))] == []
+    long = out / f"{'a' * 247}.png"
+    left = long.with_name(f".{hashlib.sha256(long.name.encode()).hexdigest()}.0123abcd.tmp")
+    left.touch()
+    segment(tiny_bundle, folder, out)
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a"])
 def test_the_only_input_failing_ends_with_4_and_its_reason_alone(
     tiny_bundle: Path, tmp_path: Path, content: bytes

@@ -110,6 +110,19 @@ def test_a_header_that_contradicts_itself_tells_no_spacing(tmp_path: Path) -> No
         assert open_stack(tmp_path / "s.nii").spacing_mm == pytest.approx((0.7, 0.5))
 
 
+@pytest.mark.parametrize(("turn", "known"), [(90, True), (89.9, True), (60, False)])
+def test_rows_and_columns_askew_tell_no_spacing(tmp_path: Path, turn: float, known: bool) -> None:
+    """At 60 degrees a pixel of 0.5 x 0.5 mm covers 0.22 mm2, not 0.25."""
+    affine = np.diag([0.5, 0.5, 2, 1])
+    affine[:2, 1] = 0.5 * np.cos(np.radians(turn)), 0.5 * np.sin(np.radians(turn))
+    image = nibabel.Nifti1Image(volume(), affine)  # pixdim are the columns' lengths
+    image.set_qform(None, 0)
+    image.set_sform(affine, 1)
+    nibabel.save(image, tmp_path / "s.nii")
+    spacing = open_stack(tmp_path / "s.nii").spacing_mm
+    assert spacing == (pytest.approx((0.5, 0.5)) if known else None)
+
+
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 @pytest.mark.parametrize("codes", [(2, 1), (0, 1), (1, 0), (0, 0)])
 @pytest.mark.parametrize(("name", "endianness"), [("a.nii", "<"), ("a.nii.gz", ">")])

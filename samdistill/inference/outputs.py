@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import shutil
@@ -138,6 +139,9 @@ class Outputs:
                 if (file / FRAMES).is_file():
                     shutil.rmtree(file)
                 elif not file.is_dir():
+                    raise
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:  # such a one cannot be there
                     raise
 
 

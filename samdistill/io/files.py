@@ -135,9 +135,10 @@ def locked(path: Path, refusal: str, *, shared: bool = False) -> Iterator[bool]:
 
 def remove_leftovers(folder: Path, names: Collection[str]) -> None:
     """Remove the temporary files and folders that killed processes left of outputs of these names."""
+    known = {_fitting(name) for name in names}
     for path in folder.glob(".*.tmp*"):
         match = _LEFTOVER.fullmatch(path.name)
-        if match is None or match["name"] not in names:
+        if match is None or match["name"] not in known:
             continue
         if path.is_dir():
             shutil.rmtree(path)
@@ -154,8 +155,17 @@ def sha256_file(path: Path) -> str:
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp(\.\w+)?")  # or put beside a temporary file
 
 
+_LONGEST = 255 - len("..12345678.tmp")  # bytes of a name that leave room for a temporary one
+
+
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{_fitting(path.name)}.{secrets.token_hex(4)}.tmp")
+
+
+def _fitting(name: str) -> str:
+    """The name itself, or its hash where a longer one could not be written."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= _LONGEST else hashlib.sha256(encoded).hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -202,7 +202,9 @@ def _spacing_mm(header: Header) -> tuple[float, float] | None:
         return None
     if int(header["qform_code"]) == 0 and int(header["sform_code"]) in _IN_PATIENT:
         # A matrix that alone tells where the voxels lie, and tells another distance: one of the two is wrong.
-        steps = np.linalg.norm(header.get_sform()[:3, :2], axis=0)
-        if not np.allclose(steps, (x, y), rtol=0.01):
+        # Of rows and columns that are not at right angles no two distances tell areas and lengths.
+        axes = header.get_sform()[:3, :2]
+        steps = np.linalg.norm(axes, axis=0)
+        if not np.allclose(steps, (x, y), rtol=0.01) or abs(axes[:, 0] @ axes[:, 1]) > 0.01 * steps.prod():
             return None
     return y * unit, x * unit
