@@ -41,6 +41,7 @@ from samdistill.io.dataset import Case
 from samdistill.io.files import atomic_folder, sha256_file, sync_folder
 from samdistill.manifest import (
     MANIFEST,
+    MOST_NAME,
     SCHEMA,
     ClassInfo,
     EngineRecord,
@@ -218,8 +219,10 @@ def publish(
     BundleError
         When the finished bundle does not verify.
     """
-    progress = progress or Silent()
+    progress, name = progress or Silent(), name or out.name
     check_target(out, force=force)
+    if len(name) > MOST_NAME:
+        raise UsageError(f"name must have at most {MOST_NAME} characters, not {len(name)}. Give another.")
     if not cases:
         raise InputRejected("the run must have validation images for the parity gate, and has none.")
     thresholds = (0.5,) * len(source.class_names)
@@ -251,11 +254,11 @@ def publish(
         )
     files = {path: content for piece in pieces for path, content in piece.files.items()}
     reports = tuple(report for piece in pieces for report in piece.parity)
-    files[PARITY] = parity_page(name or out.name, reports)
+    files[PARITY] = parity_page(name, reports)
     networks = {part: model for piece in pieces for part, model in piece.models.items()}
     manifest = Manifest(
         schema=SCHEMA,
-        name=name or out.name,
+        name=name,
         classes=tuple(
             ClassInfo(label, class_colour(index), thresholds[index])
             for index, label in enumerate(source.class_names)

@@ -94,11 +94,11 @@ def write_repository(bundle: Path | str, out: Path, *, expect_sha256: str | None
 
 
 def check_place(out: Path, bundle: Path) -> None:
-    """Refuse a place that is taken, or lies in the bundle, before any work is done."""
-    if out.resolve().is_relative_to(bundle.resolve()):
+    """Refuse a place that is taken, or lies in the bundle or around it, before any work is done."""
+    if out.resolve().is_relative_to(bundle.resolve()) or bundle.resolve().is_relative_to(out.resolve()):
         raise UsageError(
-            f"{out} must lie outside the bundle {bundle}, which holds nothing but what its manifest lists. "
-            "Name another folder."
+            f"{out} must lie outside the bundle {bundle} and not around it: either folder holds nothing but "
+            "what belongs to it. Name another."
         )
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UsageError(f"{out} must be a new or empty folder for a model repository. Name another.")

@@ -38,6 +38,7 @@ from samdistill.refine import RefineConfig
 __all__ = [
     "MANIFEST",
     "MAX_MANIFEST_BYTES",
+    "MOST_NAME",
     "SCHEMA",
     "Calibration",
     "ClassInfo",
@@ -59,6 +60,7 @@ __all__ = [
 ]
 
 SCHEMA = 3
+MOST_NAME = 200  # characters
 MAX_MANIFEST_BYTES = 16 << 20
 
 
@@ -134,7 +136,8 @@ class Manifest:
 
     def __post_init__(self) -> None:
         require(self.schema == SCHEMA, f"schema must be {SCHEMA}, not {self.schema}.")
-        require(1 <= len(self.name) <= 200, f"name must have 1..200 characters, not {len(self.name)}.")
+        count = len(self.name)
+        require(1 <= count <= MOST_NAME, f"name must have 1..{MOST_NAME} characters, not {count}.")
         require(1 <= len(self.classes) <= 255, f"classes must be 1..255, not {len(self.classes)}.")
         _unique([one.name.casefold() for one in self.classes], "classes", "name")
         require(len(self.golden) >= 1, "golden must hold at least one case, not none.")

@@ -337,6 +337,11 @@ def test_what_is_no_bundle_is_never_touched(cases: list[Case], tmp_path: Path, f
     assert (out / "thesis.tex").read_text() == "five years"
 
 
+def test_a_name_too_long_is_refused_before_any_work(cases: list[Case], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="name must have at most 200 characters, not 201"):
+        publish(source(), cases, tmp_path / "bundle", name=201 * "n")
+
+
 @pytest.mark.usefixtures("exported")
 def test_an_empty_folder_may_become_a_bundle(cases: list[Case], tmp_path: Path) -> None:
     publish(source(), cases, tmp_path)

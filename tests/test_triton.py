@@ -248,13 +248,16 @@ def test_a_repository_is_not_written_into_a_bundle(tiny_bundle: Path, inside: st
     Bundle.open(tiny_bundle).check_files()
 
 
-def test_the_command_refuses_a_repository_in_its_bundle_before_any_work(tmp_path: Path) -> None:
-    words = ["export", tmp_path / "run", "--out", tmp_path / "b", "--triton", tmp_path / "b" / "models"]
+@pytest.mark.parametrize(("bundle", "models"), [("b", "b/models"), ("models/b", "models")])
+def test_the_command_refuses_a_repository_in_or_around_its_bundle_before_any_work(
+    tmp_path: Path, bundle: str, models: str
+) -> None:
+    words = ["export", tmp_path / "run", "--out", tmp_path / bundle, "--triton", tmp_path / models]
     command = [sys.executable, "-m", "samdistill", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "must lie outside the bundle" in done.stderr
-    assert not (tmp_path / "b").exists()
+    assert not any(tmp_path.iterdir())
 
 
 def test_where_tensorrt_was_proved_here_its_plan_is_served(
