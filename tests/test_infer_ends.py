@@ -20,7 +20,8 @@ from test_inference import run, save, segment_all, tree
 import samdistill.inference.pipeline as pipeline
 from samdistill.cli import app
 from samdistill.errors import DeviceUnavailable
-from samdistill.inference import gather
+from samdistill.inference import Shard, gather
+from samdistill.inference.records import earlier_records, unfinished_of
 from samdistill.predictor import Predictor
 from samdistill.runtime import open_engine
 
@@ -93,6 +94,40 @@ def test_a_name_that_is_too_long_ends_in_a_line(tiny_bundle: Path, tmp_path: Pat
     found = run(tiny_bundle, "n" * 300, "--out", tmp_path / "out")
     assert found.returncode == 2
     assert found.stderr.endswith("File name too long.\n")
+
+
+def test_a_list_that_a_shard_renames_while_another_begins_is_found_again(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    fill(folder, 4)
+    predictor, sources = Predictor.load(tiny_bundle), gather([str(folder)], out)
+    for index in (1, 2):
+        segment_all(predictor, sources, out, shard=Shard(index, 2))
+    first, opened = out / "results-1-of-2.jsonl", Path.open
+
+    def renamed(self: Path, *words: Any, **options: Any) -> Any:
+        if self == first and first.exists():
+            first.rename(unfinished_of(first))
+        return opened(self, *words, **options)
+
+    monkeypatch.setattr(Path, "open", renamed)
+    summary, _ = segment_all(predictor, sources, out, shard=Shard(2, 2), resume=True)
+    assert (summary.kept, summary.failed) == (2, 0)
+    assert len(earlier_records(out)) == 4
+
+
+def test_of_two_records_of_a_file_the_newer_counts(tiny_bundle: Path, tmp_path: Path) -> None:
+    """The list of a whole run is set aside when shards begin; theirs is newer, whatever it is called."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    fill(folder, 2)
+    predictor, sources = Predictor.load(tiny_bundle), gather([str(folder)], out)
+    segment_all(predictor, sources, out)
+    segment_all(predictor, sources, out, shard=Shard(1, 2), overlay=True)
+    killed = out / "results-1-of-2.jsonl"
+    killed.rename(unfinished_of(killed))
+    summary, _ = segment_all(predictor, sources, out, shard=Shard(1, 2), overlay=True, resume=True)
+    assert summary.kept == 1
 
 
 def test_an_interruption_ends_amid_the_slices_of_a_volume(

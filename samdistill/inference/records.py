@@ -229,9 +229,18 @@ def journal(results: Path, kept: Mapping[int, Record]) -> Iterator[Journal]:
 
 def earlier_records(out: Path) -> dict[str, Record]:
     """The last good record of each input that earlier runs into this folder left, finished or killed."""
+    while True:
+        try:
+            return _recorded(out)
+        except FileNotFoundError:  # a shard that begins or ends beside us has just renamed its list
+            continue
+
+
+def _recorded(out: Path) -> dict[str, Record]:
     records: dict[str, Record] = {}
     stem = RESULTS.removesuffix(".jsonl")
-    for path in sorted([*out.glob(f"{stem}*.jsonl"), *out.glob(f".{stem}*.jsonl.partial")]):
+    lists = [*out.glob(f"{stem}*.jsonl"), *out.glob(f".{stem}*.jsonl.partial")]
+    for path in sorted(lists, key=lambda path: path.stat().st_mtime_ns):
         with path.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 record = Record.from_json(line)
