@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,32 +13,22 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
-from bundles import colours
 from colour_student import CLASS_NAMES, ColourStudent
 from torch import nn
 
-import samdistill.export.bundle as publishing
 import samdistill.export.pieces as pieces
-from samdistill import phantoms
 from samdistill.bundle import Bundle
-from samdistill.cli.export import export as command
 from samdistill.errors import BundleError, InputRejected, UsageError
-from samdistill.export.bundle import Published, Source, export_run, licence_of, publish
-from samdistill.export.golden import image_golden, make_golden, unapply
-from samdistill.export.onnx import export_onnx, with_fixed_padding
-from samdistill.export.parity import Agreement, ParityError, StudentReference
-from samdistill.geometry import ModelFrame
+from samdistill.export.bundle import Source, licence_of, publish
+from samdistill.export.golden import make_golden
+from samdistill.export.onnx import export_onnx
+from samdistill.export.parity import ParityError
 from samdistill.golden import GoldenCase
-from samdistill.intensity import IntensityRule, MeasuredPixels
+from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import Case, open_dataset
 from samdistill.phantoms.folder import write
 from samdistill.predictor import Predictor
-from samdistill.runtime import Engine, open_engine
 from samdistill.teacher.checkpoints import KNOWN
-from samdistill.train.config import load_config
-from samdistill.train.launch import train
-from samdistill.train.run import Run
 from samdistill.verify import verify
 
 HERE = Path(__file__).resolve().parent
@@ -72,92 +59,6 @@ def model() -> bytes:
 def exported(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network is exported once for all tests that are about what comes after it."""
     monkeypatch.setattr(pieces, "export_onnx", lambda student: model)
-
-
-class Changed:
-    """An engine that spoils another's answer."""
-
-    def __init__(self, engine: Engine, change: Any) -> None:
-        self.engine, self.change = engine, change
-        self.runtime, self.provider = engine.runtime, engine.provider
-        self.inputs, self.outputs = engine.inputs, engine.outputs
-
-    def run(self, inputs: Any) -> dict[str, Any]:
-        return {"logits": self.change(self.engine.run(inputs)["logits"])}
-
-
-def compare(model: bytes, change: Any, images: list[Any], truth: Any = None) -> Any:
-    reference = StudentReference(
-        ColourStudent(),
-        [(image, truth) for image in images],
-        size=64,
-        thresholds=(0.5, 0.5),
-        multi_label=False,
-    )
-    return reference.measure(Changed(open_engine(model), change))
-
-
-# --- the gate
-
-
-def test_a_faithful_network_passes_the_gate(model: bytes) -> None:
-    report = compare(model, lambda logits: logits, [colours(), colours(50, 90)])
-    assert report.failures() == []
-    assert (report.images, report.masks, report.flips) == (2, 4, 0)
-    assert report.mean_dice == 1
-    assert report.max_difference < 1e-4
-    assert report.truth_dice is None
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda logits: logits + 1.0, "outputs differ by"),
-        (lambda logits: logits[:, ::-1], "mean mask Dice"),
-        (lambda logits: np.roll(logits, 1, axis=3), "mean mask Dice"),
-        (lambda logits: -np.abs(logits), "empty on one side only"),
-        (lambda logits: logits * np.float32(1.01), "outputs differ by"),
-        (lambda logits: np.where(logits > 8, np.float32("nan"), logits), "outputs differ by inf"),
-    ],
-)
-def test_a_network_that_answers_otherwise_is_stopped_and_the_gate_says_by_what(
-    model: bytes, change: Any, message: str
-) -> None:
-    report = compare(model, change, [colours(), colours(50, 90)])
-    with pytest.raises(ParityError, match=rf"{message}.*Nothing was published"):
-        report.require()
-
-
-@pytest.mark.parametrize("got", [1.0, np.nan, np.inf])
-@pytest.mark.parametrize("expected", [np.nan, np.inf])
-def test_a_network_whose_original_answers_with_no_number_is_stopped(
-    model: bytes, got: float, expected: float
-) -> None:
-    agreement = Agreement("student", "fp32", open_engine(model))
-    agreement.add_masks(np.zeros((1, 9, 9), bool), np.zeros((1, 9, 9), bool))
-    for one in (1.0, expected):  # the last image alone
-        wanted = np.full((1, 1, 9, 9), one, np.float32)
-        agreement.add_output(wanted if one == 1.0 else np.full_like(wanted, got), wanted)
-    report = agreement.report()
-    with pytest.raises(ParityError, match="outputs differ by inf"):
-        report.require()
-    told = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert told["max_difference"] is told["max_relative_difference"] is None
-
-
-def test_the_gate_needs_an_image(model: bytes) -> None:
-    with pytest.raises(InputRejected, match="at least one image"):
-        compare(model, lambda logits: logits, [])
-
-
-def test_a_graph_that_only_works_in_the_size_of_the_images_is_stopped(model: bytes) -> None:
-    """Square images alone would not show it; the gate tries other batches and sides."""
-
-    def square_only(logits: Any) -> Any:
-        return logits if logits.shape[2] == logits.shape[3] else logits[..., ::-1]
-
-    with pytest.raises(ParityError, match="outputs differ by"):
-        compare(model, square_only, [colours(64, 64)]).require()
 
 
 def test_a_graph_edited_to_give_wrong_masks_is_not_published(
@@ -193,101 +94,6 @@ def test_a_bundle_that_does_not_verify_is_not_published(
     assert list(tmp_path.iterdir()) == []
 
 
-# --- the network
-
-
-def test_any_batch_and_any_multiple_of_32_gives_what_pytorch_gives(model: bytes) -> None:
-    engine, student = open_engine(model), ColourStudent()
-    random = np.random.default_rng(0)
-    for shape in ((1, 3, 32, 32), (2, 3, 64, 32), (5, 3, 96, 160)):
-        pixels = random.integers(0, 256, shape, dtype=np.uint8)
-        with torch.inference_mode():
-            wanted = student(torch.from_numpy(pixels)).numpy()
-        np.testing.assert_allclose(engine.run({"pixels": pixels})["logits"], wanted, atol=1e-4)
-
-
-def test_the_network_names_no_path_and_no_line_of_code(model: bytes) -> None:
-    graph = onnx.load_from_string(model)
-    assert [entry.name for entry in graph.graph.input] == ["pixels"]
-    assert [entry.name for entry in graph.graph.output] == ["logits"]
-    for word in (b".py", b"site-packages", b"stack_trace", b"ColourStudent"):
-        assert word not in model
-    assert not graph.metadata_props
-    assert not any(node.metadata_props or node.doc_string for node in graph.graph.node)
-
-
-def test_exporting_leaves_the_student_as_it_was() -> None:
-    student = ColourStudent().train()
-    before = {key: value.clone() for key, value in student.state_dict().items()}
-    export_onnx(student)
-    assert student.training
-    assert all(torch.equal(before[key], value) for key, value in student.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (3, 1, 2), (1, 2, 1), (7, 4, 1)]
-)
-def test_same_padding_by_constants_is_same_padding(kernel: int, stride: int, dilation: int) -> None:
-    class Conv2dSame(nn.Conv2d):
-        """As timm's: pads to ceil(side / stride), more on the right."""
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            pads: list[int] = []
-            for side in (x.shape[3], x.shape[2]):
-                total = max((-(-side // stride) - 1) * stride + (kernel - 1) * dilation + 1 - side, 0)
-                pads += [total // 2, total - total // 2]
-            return nn.functional.conv2d(
-                nn.functional.pad(x, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups
-            )
-
-    student = nn.Sequential(Conv2dSame(3, 4, kernel, stride, dilation=dilation)).eval()
-    pixels = torch.rand(2, 3, 64, 96)
-    fixed = with_fixed_padding(student)
-    assert type(fixed[0]) is nn.Sequential
-    torch.testing.assert_close(fixed(pixels), student(pixels))
-
-
-# --- golden cases
-
-
-RULES = [
-    IntensityRule(),
-    IntensityRule("window", -1000.0, 3000.0),
-    IntensityRule("percentiles", 1.0, 99.0),
-]
-
-
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
-def test_golden_cases_are_phantoms_under_every_intensity_rule(rule: IntensityRule) -> None:
-    made = make_golden(ColourStudent(), size=64, intensity=rule, thresholds=(0.5, 0.5), multi_label=False)
-    assert list(made) == ["endoscopy", "ultrasound", "xray"]
-    for kind, (origin, case) in made.items():
-        index = int(origin.split("index ")[1].split(",")[0])
-        picture = phantoms.make(kind, seed=20, index=index, size=case.masks.shape[1:]).image
-        np.testing.assert_array_equal(case.pixels, unapply(picture, rule))
-        assert rule.apply(case.pixels).shape[:2] == case.masks.shape[1:]
-
-
-def test_under_a_window_a_phantom_keeps_its_greys() -> None:
-    rule = IntensityRule("window", -1000.0, 3000.0)
-    picture = phantoms.make("ultrasound", size=(40, 40)).image
-    assert np.abs(rule.apply(unapply(picture, rule)).astype(int) - picture.astype(int)).max() <= 1
-
-
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
-def test_a_scan_that_says_how_it_is_shown_becomes_a_case_that_can_be_computed_again(
-    rule: IntensityRule,
-) -> None:
-    measured = np.arange(40 * 48, dtype=np.int16).reshape(40, 48) - 900
-    scan = MeasuredPixels.of(measured, (measured % 251).astype(np.uint8))
-    made = image_golden(
-        ColourStudent(), [scan], size=64, intensity=rule, thresholds=(0.5, 0.5), multi_label=False
-    )
-    (_, case) = made["image-1"]
-    stored = GoldenCase.from_npz(case.to_npz(), "image-1")
-    np.testing.assert_array_equal(rule.apply(stored.pixels), rule.apply(scan))
-
-
 @pytest.mark.usefixtures("exported")
 def test_real_images_enter_a_bundle_only_on_request_and_the_card_counts_them(
     cases: list[Case], tmp_path: Path
@@ -304,9 +110,6 @@ def test_real_images_enter_a_bundle_only_on_request_and_the_card_counts_them(
     assert "| real images inside | 2 |" in (made.path / "MODEL_CARD.md").read_text()
     assert {result.name for result in made.verification.golden} == set(golden)
     assert not list(without.path.glob("golden/image*"))
-
-
-# --- publishing
 
 
 @pytest.mark.usefixtures("exported")
@@ -416,166 +219,6 @@ def test_an_export_killed_at_any_moment_leaves_the_old_bundle_or_none(
     assert verify(publish(source(), cases, out, force=True).path)
 
 
-# --- from a run
-
-
-@pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("config") / "tiny.toml"
-    file.write_text(
-        'preset = "light"\nprecision = "fp32"\nmin_epoch_steps = 2\nmax_steps = 2\nbatch = 2\nlabels = 10\n'
-        '[student]\nencoder = "plain"\ndecoder_channels = [16, 16, 8, 8, 8]\nsize = 32\n'
-    )
-    out = tmp_path_factory.mktemp("secret_home") / "run"
-
-    class Silent:
-        def __getattr__(self, name: str) -> Any:
-            return lambda *_: None
-
-    train(data, out, load_config(file), Silent(), device="cpu")
-    return out
-
-
-@pytest.fixture(scope="module")
-def published(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
-    yield export_run(run, tmp_path_factory.mktemp("out") / "bundle", teacher=None, licence="CC BY 4.0")
-
-
-def test_a_trained_student_is_published_equal_to_itself(run: Path, published: Published) -> None:
-    opened = Run.load(run)
-    (parity,) = published.parity
-    assert parity.images == len(opened.validation_cases())
-    assert parity.mean_dice >= 0.999
-    assert parity.truth_dice is not None
-    predictor = Predictor.load(published.path)
-    manifest = predictor.manifest
-    assert manifest.class_names == opened.class_names
-    assert manifest.input.size == 32
-    assert manifest.licence == "CC BY 4.0"
-    assert manifest.provenance["data_fingerprint"] == opened.record.data["fingerprint"]
-    assert manifest.provenance["steps"] == 2
-    image = opened.validation_cases()[0].read_image()
-    frame = ModelFrame.of(image.shape[:2], 32)
-    with torch.inference_mode():
-        logits = opened.load_student()(torch.from_numpy(frame.pixels(image)[None])).numpy()[0]
-    found = predictor.predict(image)
-    np.testing.assert_allclose(found.probability_maps, frame.probability_maps(logits), atol=1e-4)
-
-
-def test_a_published_student_knows_how_far_to_trust_itself(run: Path, published: Published) -> None:
-    manifest = Predictor.load(published.path).manifest
-    parts = Run.load(run).cases()
-    assert manifest.calibration is not None
-    assert manifest.calibration.images == len(parts["validation"])
-    assert manifest.quality is not None
-    assert manifest.quality.reference.images == len(parts["train_labelled"])
-    assert manifest.quality.refined is None
-    assert manifest.routing is None, "without a teacher there is nothing to route to"
-    card = (published.path / "MODEL_CARD.md").read_text()
-    assert f"Fitted on {len(parts['validation'])} validation images" in card
-
-
-def test_a_bundle_tells_no_path_no_file_name_and_holds_no_real_image(
-    run: Path, data: Path, published: Published
-) -> None:
-    words = {str(Path.home()), "secret_hospital", "secret_home", str(Path.cwd()), "site-packages"}
-    for file in published.path.rglob("*"):
-        if file.is_file():
-            content = file.read_bytes()
-            assert not [word for word in words if len(word) > 3 and word.encode() in content], file
-    manifest = (published.path / "manifest.json").read_text()
-    assert not [case.image_path.name for case in open_dataset(data).cases if case.image_path.name in manifest]
-
-
-def test_of_a_run_that_is_not_finished_export_says_so(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[str] = []
-
-    class Listening:
-        def on_message(self, text: str) -> None:
-            told.append(text)
-
-        def on_case(self, done: int, total: int) -> None: ...
-
-    monkeypatch.setattr("samdistill.export.bundle.publish", lambda *_, **__: None)
-    export_run(run, tmp_path / "bundle", teacher=None, progress=Listening())
-    assert not told
-    cut = shutil.copytree(run, tmp_path / "cut")
-    record = json.loads((cut / "run.json").read_text())
-    (cut / "run.json").write_text(json.dumps({**record, "result": {}}))
-    export_run(cut, tmp_path / "bundle", teacher=None, progress=Listening())
-    assert [text for text in told if "is not finished" in text]
-
-
-def test_a_run_that_cannot_be_read_or_has_lost_its_data_is_not_published(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputRejected, match=r"run\.json"):
-        export_run(tmp_path, tmp_path / "bundle")
-    with pytest.raises(InputRejected, match="images"):
-        export_run(run, tmp_path / "bundle", data=tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_command_ends_with_2_when_a_bundle_is_in_the_way(run: Path, published: Published) -> None:
-    line = [sys.executable, "-m", "samdistill", "export", str(run), "--out", str(published.path)]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "--force" in done.stderr
-    assert verify(published.path).bundle_sha256 == published.sha256
-
-
 def test_a_bundle_is_made_again_bit_by_bit(cases: list[Case], tmp_path: Path) -> None:
     one, other = (publish(source(), cases, tmp_path / place, name="n") for place in "xy")
     assert one.sha256 == other.sha256
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"precision": ["fp7"]}, "precision must be one of int8, fp16, bf16, mixed, fp32, not 'fp7'"),
-        ({"prompts": "loudly"}, "prompts must be mine, burden, box or a TOML file, not 'loudly'"),
-        ({"teacher": "sam_vit_x"}, "sam_vit_x"),
-    ],
-)
-def test_bad_options_of_the_command_are_refused_before_anything_is_written(
-    run: Path, tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises((UsageError, InputRejected), match=message):
-        command(run, tmp_path / "bundle", **options)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_command_exports_the_runs_own_way_of_prompting_or_a_files(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
-
-    def record(*arguments: Any, **options: Any) -> Any:
-        asked.append(options)
-        raise UsageError("enough")
-
-    monkeypatch.setattr(publishing, "publish", record)
-    file = tmp_path / "prompts.toml"
-    file.write_text('first_pass = "box"\n[prompts]\ncount = 3\n')
-    for options in ({}, {"prompts": str(file)}, {"prompts": "burden"}, {"no_teacher": True}):
-        with pytest.raises(UsageError, match="enough"):
-            command(run, tmp_path / "bundle", **options)
-    assert [one["prompts"].first_pass for one in asked] == ["all", "box", "box", "all"]
-    assert asked[1]["prompts"].prompts.count == 3
-    assert [one["teacher"] is None for one in asked] == [False, False, False, True]
-    assert asked[0]["teacher"].name == "tiny"
-    assert len(asked[0]["calibration"]) > 0
-
-
-def test_the_command_exports_the_runs_own_teacher(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mined = tmp_path / "run"
-    shutil.copytree(run, mined)
-    record = json.loads((mined / "run.json").read_text())
-    record["config"]["teacher"] = "sam_vit_b:/gone/sam.pth"
-    (mined / "run.json").write_text(json.dumps(record))
-    with pytest.raises(UsageError, match=r"/gone/sam\.pth is no file"):
-        command(mined, tmp_path / "bundle")
-    command(mined, tmp_path / "bundle", no_teacher=True)
-    assert Bundle.open(tmp_path / "bundle").manifest.teacher is None
