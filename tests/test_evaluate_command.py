@@ -128,6 +128,7 @@ def test_a_bundle_that_does_not_say_what_it_was_trained_on_is_told_of(data: Path
 def test_wrong_words_and_broken_data_end_with_their_exit_codes(data: Path, tmp_path: Path) -> None:
     assert samdistill("evaluate", TINY, data, "--mode", "best").returncode == 2
     assert samdistill("evaluate", TINY, data, "--run", data).returncode == 2
+    assert samdistill("evaluate", TINY, data, "--seed", -1).returncode == 2  # not after all are predicted
     assert samdistill("evaluate", tmp_path / "nothing", data).returncode == 5
     assert samdistill("evaluate", TINY, tmp_path / "nothing").returncode == 4
     (data / "images" / "half.png").write_bytes(b"")

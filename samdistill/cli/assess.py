@@ -30,7 +30,7 @@ def assess(
     points_per_side: Annotated[
         int, typer.Option(help="Grid of the proposals; 0 leaves them out, the slowest part.")
     ] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw, the points and the rough boxes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the draw, the points and the rough boxes.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     cache: Annotated[Path | None, typer.Option(help="Folder of the teacher's embeddings.")] = None,
 ) -> None:

@@ -37,7 +37,7 @@ def train(
         int | None, typer.Option(help="Optimiser steps of the whole run, exactly; no early stop.")
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Images a step.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of split, weights, batches and views.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of split, weights, batches and views.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
     teacher: Annotated[
         str | None, typer.Option(help="As for `teacher check`: tiny, sam_vit_b, medsam, NAME:PATH.")

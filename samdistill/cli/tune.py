@@ -25,7 +25,7 @@ def tune(
         str, typer.Option(help="Everything that is not searched: mine, burden, box or a TOML file.")
     ] = "burden",
     trials: Annotated[int, typer.Option(help="How many in all; those of an interrupted search count.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     cache: Annotated[Path | None, typer.Option(help="Folder of the teacher's embeddings.")] = None,
 ) -> None:
