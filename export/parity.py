@@ -19,6 +19,7 @@ from torch import nn
 
 from samdistill.arrays import Image, Mask, Masks, ProbabilityMaps
 from samdistill.errors import BundleError, InputRejected
+from samdistill.export.spool import Spool
 from samdistill.geometry import ModelFrame
 from samdistill.metrics import dice_per_class
 from samdistill.predictor import masks_of
@@ -276,7 +277,7 @@ class StudentAnswer:
 
 
 class StudentReference:
-    """PyTorch's answers, computed once for every engine that is held against them.
+    """PyTorch's answers, computed once for every engine that is held against them, and kept on disk.
 
     Parameters
     ----------
@@ -300,7 +301,7 @@ class StudentReference:
         multi_label: bool,
     ) -> None:
         self._size, self._thresholds, self._multi_label = size, thresholds, multi_label
-        self.answers: list[StudentAnswer] = []
+        self.answers = Spool[StudentAnswer]()
         # Other batches and sides than the validation images may have had.
         noise, side = np.random.default_rng(0), -(-size // 32) * 32
         for batch, height, width in ((1, 32, 64), (3, side, side + 32)):

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from samdistill.arrays import Image, Mask, Masks
 from samdistill.bundled_teacher import BundledTeacher
 from samdistill.export.parity import Agreement, ParityReport, Truth
+from samdistill.export.spool import Spool
 from samdistill.manifest import Part, TeacherRecord
 from samdistill.prompts import Extraction, PromptConfig, Prompts, extract, extract_with_masks
 from samdistill.refine import MINE, Pass, RefineConfig, Segmenter, answer_all, select, suited
@@ -90,7 +91,7 @@ class TeacherAnswer:
 
 
 class TeacherReference:
-    """PyTorch's answers, computed once for every engine that is held against them.
+    """PyTorch's answers, computed once for every engine that is held against them, and kept on disk.
 
     Parameters
     ----------
@@ -114,7 +115,7 @@ class TeacherReference:
         self._record = record
         self._config = suited(prompts, teacher.preprocessing)
         boxes_only, again = teacher.preprocessing == "medsam", self._config.second_pass
-        self.answers: list[TeacherAnswer] = []
+        self.answers = Spool[TeacherAnswer]()
         for image, truth in images:
             found = objects((image.shape[0], image.shape[1]), None if truth is None else truth[0])
             sets = [
