@@ -89,16 +89,16 @@ def fit(predictor: Predictor, cases: Sequence[Case], training: Sequence[Case], p
     if not known:
         raise InputRejected("the run must have labelled training images to tell what is unlike them.")
     progress.on_message(f"fitting calibration, quality and routing on {len(labelled)} validation images")
+    reference = _reference(predictor, known)
     pixels, seen = Pixels(), []
     for done, case in enumerate(labelled):
         progress.on_case(done, len(labelled))
-        seen.append(see(predictor, case, pixels))
+        seen.append(see(predictor, case, pixels, reference))
     progress.on_case(len(labelled), len(labelled))
     calibration, notes = fit_calibration(pixels, predictor.class_names)
     for note in notes:
         progress.on_message(note)
     looks = [look(one.frame, one.pixels, one.logits, one.masks, calibration.temperatures) for one in seen]
-    reference = _reference(predictor, known)
     rule = QualityRule(
         LEAST_DICE,
         _score([one.numbers for one in looks], [float(one.dice.mean()) for one in seen], seen, OF_STUDENT),
@@ -144,8 +144,7 @@ def _reference(predictor: Predictor, training: Sequence[Case]) -> Reference:
 
 def _limits(reference: Reference, looks: Sequence[Look], seen: Sequence[Seen]) -> dict[str, float]:
     """What the validation images and their true masks reach, and a little more."""
-    shapes = [quality.shape_numbers(one.truth, reference) for one in seen]
-    limits = {name: max(floor, *(one[name] for one in shapes)) for name, floor in FLOORS.items()}
+    limits = {name: max(floor, *(one.shapes[name] for one in seen)) for name, floor in FLOORS.items()}
     distances = [quality.intensity_distance(one.intensity, reference.intensity) for one in looks]
     limits["intensity_distance"] = MARGIN * max(distances)
     mean, scale = reference.embedding_mean, reference.embedding_scale

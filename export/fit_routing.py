@@ -29,7 +29,7 @@ OF_GAIN = (
 def fit_routing(looks: Sequence[Look], seen: Sequence[Seen]) -> RoutingRule:
     """The rule of mode "auto", and whether it gains anything on images that it was not fitted on."""
     groups = [one.group for one in seen]
-    empty = np.array([not one.masks.any() for one in seen])
+    empty = np.array([one.empty for one in seen])
     rows = [one.numbers for one in looks]
 
     def fit_on(indices: Sequence[int]) -> tuple[LinearRule, float]:

@@ -13,14 +13,16 @@ from samdistill.export.fit_calibration import Pixels
 from samdistill.export.fit_rules import Vector
 from samdistill.geometry import ModelFrame
 from samdistill.io.dataset import Case
+from samdistill.manifest_quality import Reference
 from samdistill.metrics import dice_per_class
 from samdistill.predictor import Predictor
+from samdistill.quality import Numbers, sampled, shape_numbers
 from samdistill.refined import Refined
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """A labelled validation image with the bundle's answers.
+    """A labelled validation image with the bundle's answers; nothing of it is of the image's own size.
 
     Attributes
     ----------
@@ -29,13 +31,15 @@ class Seen:
     frame, pixels, logits
         The student's input and output, see `judging.look`.
     masks, refined_masks
-        (C, H, W) bool, the student's, and those of mode "refine" where the bundle has a teacher.
+        (C, h, w) bool, model frame, the student's, and those of mode "refine" where the bundle has a teacher.
     refined
-        What the teacher was asked.
+        What came of asking the teacher, without the prompts.
     dice, refined_dice
         (C,) of both.
-    truth
-        (C, H, W) bool.
+    empty
+        Whether the student found nothing.
+    shapes
+        `quality.shape_numbers` of the truth.
     """
 
     group: str
@@ -44,14 +48,15 @@ class Seen:
     logits: npt.NDArray[np.float32]
     masks: Masks
     dice: Vector
-    truth: Masks
+    empty: bool
+    shapes: Numbers
     refined_masks: Masks | None = None
     refined: Refined | None = None
     refined_dice: Vector | None = None
 
 
-def see(predictor: Predictor, case: Case, pixels: Pixels) -> Seen:
-    """Predict a case, and give its pixels to the calibration."""
+def see(predictor: Predictor, case: Case, pixels: Pixels, reference: Reference) -> Seen:
+    """Predict a case, and give its pixels to the calibration; `reference` is what its shapes are off from."""
     raw = case.read_image()
     image = predictor.manifest.intensity.apply(raw)
     truth, ignored = case.read_labels()
@@ -63,13 +68,23 @@ def see(predictor: Predictor, case: Case, pixels: Pixels) -> Seen:
     answer = predictor.predict(raw)
     pixels.add(answer.probability_maps, truth, ignored)
     dice = dice_per_class(answer.masks, truth, ignore=ignored)
-    seen = Seen(case.group, frame, own, logits, answer.masks, dice, truth)
+    seen = Seen(
+        case.group,
+        frame,
+        own,
+        logits,
+        sampled(answer.masks, frame.size),
+        dice,
+        not answer.masks.any(),
+        shape_numbers(truth, reference),
+    )
     if predictor.manifest.teacher is None:
         return seen
     asked = predictor.predict(raw, "refine")
+    assert asked.refined is not None
     return replace(
         seen,
-        refined_masks=asked.masks,
-        refined=asked.refined,
+        refined_masks=sampled(asked.masks, frame.size),
+        refined=replace(asked.refined, prompts=()),
         refined_dice=dice_per_class(asked.masks, truth, ignore=ignored),
     )

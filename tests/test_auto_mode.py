@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import shutil
 import subprocess
 import sys
@@ -21,9 +22,10 @@ from test_inference import segment
 
 from samdistill.errors import InputRejected, UsageError
 from samdistill.evaluation import evaluate
+from samdistill.export.fit_calibration import Pixels
 from samdistill.export.fit_quality import fit
 from samdistill.export.fit_routing import fit_routing
-from samdistill.export.fit_seen import Seen
+from samdistill.export.fit_seen import Seen, see
 from samdistill.export.pieces import Silent
 from samdistill.geometry import ModelFrame
 from samdistill.io.dataset import open_dataset
@@ -231,7 +233,7 @@ def seen(gain: float, number: int, iou: float = 0.9) -> Seen:
     pixels, logits = np.zeros((3, 8, 8), np.uint8), np.zeros((1, 8, 8), np.float32)
     refined = Refined((None,), ((),), np.array([iou], np.float32), np.array([0.9], np.float32))
     return Seen(
-        str(number), ModelFrame.of((8, 8), 8), pixels, logits, masks, np.array([0.5]), masks,
+        str(number), ModelFrame.of((8, 8), 8), pixels, logits, masks, np.array([0.5]), False, {},
         refined_masks=masks, refined=refined, refined_dice=np.array([0.5 + gain]),
     )  # fmt: skip
 
@@ -307,6 +309,20 @@ def test_fitting_gives_everything_a_bundle_of_its_own_needs(original: Path, labe
     assert fit(predictor, without, cases, Silent()).calibration is None
     with pytest.raises(InputRejected, match="labelled training images"):
         fit(predictor, cases, without, Silent())
+
+
+def test_what_is_kept_of_a_validation_image_does_not_grow_with_it(original: Path, tmp_path: Path) -> None:
+    predictor = Predictor.load(original, threads=1)
+    reference = Reference(1, 2 * (ClassRange((0.0, 1.0), (0, 9)),), 48 * (0.5,))
+    kept = []
+    for side in (64, 512):
+        image, data = colours(side, side), tmp_path / str(side)
+        for place, pixels in {"images": image, "masks": expected(image)[0].astype(np.uint8)}.items():
+            (data / place).mkdir(parents=True)
+            PillowImage.fromarray(pixels).save(data / place / "a.png")
+        (case,) = open_dataset(data, class_names=predictor.class_names).cases
+        kept.append(len(pickle.dumps(see(predictor, case, Pixels(), reference))))
+    assert kept[1] < 1.1 * kept[0]
 
 
 def test_an_evaluation_tells_calibration_flags_and_routes(predictor: Predictor, labelled: Path) -> None:
