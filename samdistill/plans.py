@@ -8,6 +8,7 @@ Knows no image; whoever opens a network for use proves it (`samdistill.proof`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from samdistill.bundle import Bundle
-from samdistill.errors import BundleError, DeviceUnavailable
+from samdistill.errors import BundleError, DeviceUnavailable, UsageError
 from samdistill.io.files import write_bytes
 from samdistill.manifest import EngineRecord, Part, TeacherRecord
 from samdistill.profiles import profiles
@@ -163,6 +164,11 @@ class Plan:
         ----------
         proved_for
             SHA-256 of the bundle whose golden cases came out; None: it is only not to be built again.
+
+        Raises
+        ------
+        UsageError
+            When the cache cannot be written.
         """
         sha256 = hashlib.sha256(self.content).hexdigest()
         record = self.blueprint.record_file
@@ -262,7 +268,8 @@ def _kept(wanted: Blueprint, bundle: Bundle) -> Plan | None:
 
 def _records() -> Iterator[tuple[Path, dict[str, Any]]]:
     for file in sorted(plans_folder().glob("*.json")):
-        yield file, _parse(file)
+        with contextlib.suppress(FileNotFoundError):  # replaced by somebody else meanwhile
+            yield file, _parse(file)
 
 
 def _parse(record: Path) -> dict[str, Any]:
@@ -277,6 +284,12 @@ def _parse(record: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, content: bytes) -> None:
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    plans_folder()  # somebody else may have been quicker
-    write_bytes(file, content)
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        plans_folder()  # somebody else may have been quicker
+        write_bytes(file, content)
+    except OSError as error:
+        raise UsageError(
+            f"{file.parent} cannot be written, where plans are kept: {error.strerror}. Free space, or set "
+            "XDG_CACHE_HOME to a folder of your own."
+        ) from error

@@ -288,6 +288,27 @@ def test_two_that_keep_the_same_plan_at_once_do_not_mix(
     assert (cache / f"{kept}.plan").is_file()
 
 
+def test_a_cache_that_cannot_be_written_is_said_with_a_cure(
+    tiny_bundle: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tiny_bundle / "student.onnx"))  # a file
+    with pytest.raises(UsageError, match=r"plans are kept: Not a directory\. .*set XDG_CACHE_HOME"):
+        Predictor.load(with_engine(tiny_bundle), "cuda")
+
+
+def test_a_record_that_another_process_replaces_meanwhile_is_passed_over(
+    tiny_bundle: Path, machine: Machine, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(with_engine(tiny_bundle))
+    made = plan_for(bundle, bundle.manifest.engines[1], "cuda")
+    made.keep()
+    gone = cache / "gone.json"
+    own = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [*own(self, pattern), gone])
+    made.keep(bundle.sha256)
+    assert is_kept(bundle, bundle.manifest.engines[1], "cuda")
+
+
 def test_a_plan_that_another_bundle_proved_is_proved_again_but_not_built_again(
     tiny_bundle: Path, machine: Machine, tmp_path: Path
 ) -> None:
