@@ -18,7 +18,7 @@ from typing import Literal
 from samdistill._version import __version__
 from samdistill.errors import BundleError, DeviceUnavailable
 from samdistill.plans import cache_folder, plans_folder
-from samdistill.runtime import PACKAGES, PLANNED, RUNTIMES, is_installed
+from samdistill.runtime import PACKAGES, PLANNED, RUNTIMES, is_installed, load_error
 from samdistill.runtime.cuda import find_gpu, nvidia_driver
 from samdistill.runtime.onnxruntime import cuda_built_for, installed_wheels, preload_cuda
 from samdistill.runtime.tensorrt import library_version
@@ -92,8 +92,11 @@ def _runtimes() -> list[Finding]:
     for runtime in RUNTIMES:
         if is_installed(runtime) and runtime in PLANNED:
             found.append(_planned(runtime))
+        elif is_installed(runtime) and (error := load_error(runtime)):
+            cure = "install it again, or bring what it does not find"
+            found.append(Finding(f"runtime {runtime}", "wrong", f"does not load: {error}", cure))
         elif is_installed(runtime):
-            found.append(Finding(f"runtime {runtime}", "ok", f"{PACKAGES[runtime]} is there"))
+            found.append(Finding(f"runtime {runtime}", "ok", f"{PACKAGES[runtime]} loads"))
         else:
             extra = "cpu" if runtime == "onnxruntime" else runtime
             found.append(

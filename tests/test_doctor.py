@@ -89,6 +89,14 @@ def test_every_extra_that_a_cure_names_is_there(monkeypatch: pytest.MonkeyPatch)
     assert by_name()["runtime onnxruntime"].cure == "pip install 'samdistill[cpu]'"
 
 
+def test_a_library_that_is_there_and_does_not_load_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)  # an import of it fails
+    monkeypatch.setattr(doctor, "is_installed", lambda runtime: runtime == "openvino")
+    found = by_name()["runtime openvino"]
+    assert (found.status, found.cure) == ("wrong", "install it again, or bring what it does not find")
+    assert "does not load: import of openvino halted" in found.detail
+
+
 def test_a_driver_that_hangs_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def hang(*arguments: object, **options: object) -> None:
         raise subprocess.TimeoutExpired("nvidia-smi", 30)

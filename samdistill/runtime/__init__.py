@@ -6,6 +6,7 @@ it was asked for or does not open. Knows no bundle and no image.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 from collections.abc import Callable, Mapping
@@ -171,6 +172,15 @@ PLANNED = ("tensorrt", "tensorrt-rtx")
 def is_installed(runtime: str) -> bool:
     """Whether a runtime's library is there; that it loads is seen when it is used."""
     return importlib.util.find_spec(PACKAGES[runtime]) is not None
+
+
+def load_error(runtime: str) -> str | None:
+    """Why a runtime's library does not load, for want of a file of the system's say; None where it does."""
+    try:
+        importlib.import_module(PACKAGES[runtime])
+    except (ImportError, OSError) as error:
+        return str(error)
+    return None
 
 
 def open_engine(
