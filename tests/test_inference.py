@@ -228,6 +228,24 @@ def test_two_pictures_of_one_output_are_refused_before_anything_is_written(
     assert not out.exists()
 
 
+def test_names_that_differ_in_case_alone_are_refused_where_the_disk_takes_them_for_one(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """A second audit in capitals is what such a disk shows; here the two are two files."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    save(folder / "a.png", colours())
+    save(folder / "A.png", colours(40, 40))
+    segment(tiny_bundle, folder, out)
+    assert read_mask(out / "a.png").shape != read_mask(out / "A.png").shape
+    (out / "AUDIT.JSONL").touch()
+    before = tree(out)
+    with pytest.raises(UsageError, match=r"A\.png and .*a\.png must not have one output"):
+        segment(tiny_bundle, folder, out)
+    assert tree(out) == before
+    (folder / "A.png").unlink()
+    assert [one.status for one in segment(tiny_bundle, folder, out)] == ["ok"]
+
+
 def test_an_input_is_never_written_over(tiny_bundle: Path, tmp_path: Path) -> None:
     picture = save(tmp_path / "a.png")
     before = picture.read_bytes()

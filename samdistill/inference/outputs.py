@@ -218,6 +218,29 @@ def plan(
     return outputs
 
 
+def require_apart(outputs: Mapping[Source, Outputs], known: Path) -> None:
+    """Refuse outputs that differ in upper and lower case alone where the file system takes them for one.
+
+    Network shares and disks of Windows and macOS do; `known` is a file that is there, with small letters.
+
+    Raises
+    ------
+    UsageError
+        When one output would replace another.
+    """
+    if not known.with_name(known.name.upper()).exists():
+        return
+    taken: dict[str, Source] = {}
+    for source, planned in outputs.items():
+        for file in planned.files:
+            other = taken.setdefault(str(file).casefold(), source)
+            if other is not source:
+                raise UsageError(
+                    f"{other.path} and {source.path} must not have one output: to {known.parent} their names "
+                    "are the same. Rename one, or write to a disk that tells upper from lower case."
+                )
+
+
 def still_holds(record: Record | None, source: Source, out: Path, bundle_sha256: str, settings: str) -> bool:
     """Whether an earlier record is of these very bytes, bundle and settings, and its files are whole."""
     if record is None or (record.bundle_sha256, record.settings_sha256) != (bundle_sha256, settings):

@@ -41,6 +41,7 @@ from samdistill.inference.outputs import (
     Options,
     plan,
     remove_stale,
+    require_apart,
     still_holds,
 )
 from samdistill.inference.records import (
@@ -119,7 +120,7 @@ def segment_files(
     options = options or Options()
     predictor.require_mode(options.mode)
     check_abstain(predictor.manifest, options.abstain)
-    outputs = plan(sources, out, predictor, options)
+    outputs = planned = plan(sources, out, predictor, options)
     if shard is not None:
         sources = shard.of(sources)
         outputs = {source: outputs[source] for source in sources if source in outputs}
@@ -135,6 +136,7 @@ def segment_files(
     )
     # Shards share the folder; two of one number are told by their audit. Without locks nothing is held.
     with locked(out, refusal, shared=shard is not None), locked(out / name(AUDIT), refusal):
+        require_apart(planned, out / name(AUDIT))
         run = Run(predictor, out, options, outputs)
         earlier = earlier_records(out)
         kept = _kept(run, sources, earlier) if resume else {}
@@ -160,7 +162,7 @@ def segment_files(
                     tell(outcome)
 
                 _work(run, sources, kept, workers, batch, settle)
-                for folder in {file.parent for planned in outputs.values() for file in planned.files}:
+                for folder in {file.parent for one in outputs.values() for file in one.files}:
                     if folder.is_dir():
                         sync_folder(folder)
         finally:
