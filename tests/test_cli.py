@@ -82,6 +82,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("word", ["--teacher=tiny", "--prompts=box"])
+def test_what_an_export_without_teacher_would_pass_over_ends_with_2(run, tmp_path: Path, word: str) -> None:  # type: ignore[no-untyped-def]
+    code, _, err = run("export", tmp_path / "run", "--out", tmp_path / "b", "--no-teacher", word)
+    assert code == 2
+    assert "no-teacher must not be given with teacher or prompts" in one_line(err)
+    assert not any(tmp_path.iterdir())
+
+
 def test_an_unknown_configuration_key_is_named_and_ends_with_2(run, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "run.toml").write_text("[student]\nsise = 96\n")
     code, _, err = run("train", data, "--out", tmp_path / "run", "--config", tmp_path / "run.toml")

@@ -257,6 +257,9 @@ def test_wrong_arguments_are_named(teacher: Teacher) -> None:
         teacher.segment(embeddings, [[Prompts(mask_logits=np.zeros((41, 40), np.float32))]])
     with pytest.raises(DeviceUnavailable, match="CUDA device"):
         Teacher("small", teacher.model, weights_sha256="", device="cuda:7")
+    for other in ("gpu", "mps", "meta"):
+        with pytest.raises(DeviceUnavailable, match=f"device must be cpu, cuda or cuda:N, not '{other}'"):
+            Teacher("small", teacher.model, weights_sha256="", device=other)
 
 
 def medsam_script(model: Any, image: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

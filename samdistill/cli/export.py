@@ -70,6 +70,8 @@ def export(
     unknown = sorted(set(precision or []) - set(LADDER))
     if unknown:
         raise UsageError(f"precision must be one of {', '.join(LADDER)}, not {unknown[0]!r}.")
+    if no_teacher and (teacher is not None or prompts is not None):
+        raise UsageError("no-teacher must not be given with teacher or prompts: there is none to ask.")
     if not trt and (trt_flavor is not None or gpu is not None):
         raise UsageError("trt-flavor and gpu must be given with --trt.")
     planned = plans_wanted(trt_flavor, gpu) if trt else None

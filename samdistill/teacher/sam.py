@@ -254,8 +254,10 @@ class Teacher:
 def parse_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
-        raise DeviceUnavailable(f"device must be cpu, cuda or cuda:N, not {device!r}.") from error
+    except RuntimeError:
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise DeviceUnavailable(f"device must be cpu, cuda or cuda:N, not {device!r}.")
     if chosen.type == "cuda" and not (
         torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count()
     ):
