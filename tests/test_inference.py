@@ -372,6 +372,18 @@ def test_names_as_long_as_can_be_are_written_and_longer_ones_stop_nothing(
     assert not left.exists()
 
 
+def test_names_and_classes_that_the_terminal_cannot_show_end_no_run(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    for out in (tmp_path / "Ärzte", tmp_path / os.fsdecode(b"caf\xe9")):
+        done = run(
+            tiny_bundle, tmp_path / "in", "--out", out, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "1 of 1 files segmented" in done.stdout
+
+
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a"])
 def test_the_only_input_failing_ends_with_4_and_its_reason_alone(
     tiny_bundle: Path, tmp_path: Path, content: bytes
@@ -384,6 +396,16 @@ def test_the_only_input_failing_ends_with_4_and_its_reason_alone(
     assert done.stderr.startswith("samdistill: input 1 ")
     assert "x.png" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_pattern_of_folders_alone_says_what_to_name(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "site_a" / "a.png")
+    (found,) = gather([f"{tmp_path}/in/site_*"], tmp_path / "out")
+    assert found.problem is not None
+    assert "matches no picture. A folder must be named itself" in found.problem
+    assert names(gather([f"{tmp_path}/in/site_*/**/*"], tmp_path / "out")) == ["site_a/a.png"]
+    (found,) = gather([f"{tmp_path}/in/none_*"], tmp_path / "out")
+    assert found.problem == f"{tmp_path}/in/none_* does not exist."
 
 
 def test_an_empty_folder_ends_with_4(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Each command sits in a module of its own whose top imports nothing heavy, so tha
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -98,6 +99,8 @@ def main() -> None:
     SAMDISTILL_DEBUG=1 lets the traceback through.
     """
     debug = os.environ.get("SAMDISTILL_DEBUG") == "1"
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names need not be text, nor fit the terminal's letters
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except SamdistillError as error:

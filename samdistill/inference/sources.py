@@ -83,7 +83,7 @@ def gather(inputs: Sequence[str], out: Path) -> list[Source]:
     sources: dict[tuple[Path, PurePosixPath], Source] = {}
     inside = out.resolve()
     for text in inputs:
-        given, unread = Path(text), dict[Path, str]()
+        given, unread, matches = Path(text), dict[Path, str](), list[Path]()
         if given.is_dir():
             root = given / "images" if (given / "images").is_dir() else given
             found = [*_walk(root, unread), *unread]
@@ -101,6 +101,10 @@ def gather(inputs: Sequence[str], out: Path) -> list[Source]:
             sources.setdefault((file.resolve(), relative), Source(file, relative, unread.get(file, linked)))
         if not found:
             problem = f"{text} holds no picture." if given.is_dir() else f"{text} does not exist."
+            if matches:
+                problem = (
+                    f"{text} matches no picture. A folder must be named itself, or its files as DIR/**/*."
+                )
             sources[given, PurePosixPath(text)] = Source(given, PurePosixPath(text), problem)
     return list(sources.values())
 
