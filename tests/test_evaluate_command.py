@@ -219,6 +219,16 @@ def test_the_report_of_an_evaluation_shows_the_training_too(data: Path, tmp_path
     assert samdistill("evaluate", TINY, data, "--report", report, "--run", run).returncode == 4
 
 
+def test_a_mask_without_a_pixel_that_counts_has_a_report_all_the_same(tmp_path: Path) -> None:
+    write_case(tmp_path / "data", "ignored", found=20, labelled=SIDE)
+    (tmp_path / "data" / "dataset.toml").write_text(
+        'classes = ["red", "bright"]\nclass_values = [2, 3]\nignore_index = 1\n'
+    )
+    page = tmp_path / "report.html"
+    done = samdistill("evaluate", TINY, tmp_path / "data", "--report", page)
+    assert (done.returncode, page.is_file()) == (0, True), done.stderr
+
+
 def test_a_report_that_cannot_be_written_takes_no_figures_with_it(data: Path) -> None:
     done = samdistill("evaluate", TINY, data, "--json", "--report", data)
     assert done.returncode == 2

@@ -21,8 +21,8 @@ def trust_sections(evaluation: Evaluation) -> list[Section]:
             rows.append([name, number(one.uncalibrated.ece, 4), number(after, 4)])
             curves = [Series("ideal", [0.0, 1.0], [0.0, 1.0])]
             for label, found in (("uncalibrated", one.uncalibrated), ("calibrated", one.calibrated)):
-                if found is not None:
-                    x, y, _ = zip(*found.points(), strict=True)
+                if found is not None and (points := found.points()):  # none where every pixel is ignored
+                    x, y, _ = zip(*points, strict=True)
                     curves.append(Series(label, x, y))
             plots.append(
                 line_chart(
