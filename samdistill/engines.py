@@ -141,11 +141,19 @@ def open_part(
         passed_over = [one for one in here if one.runtime in PLANNED and not is_proved(bundle, one, device)]
         here = [one for one in here if one not in passed_over]
     if not here:
-        names = sorted({one.runtime for one in found})
+        missing = sorted({one.runtime for one in found} - {one.runtime for one in passed_over})
+        if missing:
+            extras = {"onnxruntime": "cpu" if device == "cpu" else "gpu"}
+            cure = " or ".join(f"'samdistill[{extras.get(name, name)}]'" for name in missing)
+            raise DeviceUnavailable(
+                f"{' or '.join(missing)} must be installed to run this bundle on {device}. Run: pip install "
+                f"{cure}; `samdistill doctor` says more.{_waiting(bundle, passed_over, device)}"
+            )
+        find_gpu(Device.parse(device).index)  # without one, says so
+        name = passed_over[0].runtime
         raise DeviceUnavailable(
-            f"{' or '.join(names)} must be installed to run this bundle on {device}. "
-            "Run: pip install 'samdistill[cpu]', or 'samdistill[gpu]' beside an NVIDIA GPU; "
-            f"`samdistill doctor` says more.{_waiting(bundle, passed_over, device)}"
+            f"the bundle's {part} in {name} must be proved on this machine before auto takes it. Name it, "
+            f"which proves it: --runtime {name}."
         )
     errors = []
     for record in here:

@@ -16,6 +16,7 @@ import pytest
 from bundles import colours, rewrite
 from fake_gpu import FakeContext, FakeCuda, FakeEngine, FakeTensorRt
 
+from samdistill import engines
 from samdistill.bundle import Bundle
 from samdistill.engines import candidates, open_part
 from samdistill.errors import BundleError, DeviceUnavailable, UsageError
@@ -384,6 +385,34 @@ def test_an_engine_built_without_a_gpu_is_taken_by_auto_only_after_it_was_proved
     assert Predictor.load(bundle, "cuda", runtime="tensorrt-rtx").runtime == "tensorrt-rtx"
     assert library.built == []  # the bundle's own plan
     assert Predictor.load(bundle, "cuda").runtime == "tensorrt-rtx"
+
+
+def test_where_auto_has_plans_alone_it_says_that_one_is_to_be_named_or_that_no_gpu_is_here(
+    tiny_bundle: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(with_engine(tiny_bundle, verified=False))
+    monkeypatch.setattr(engines, "candidates", lambda *_, **__: [bundle.manifest.engines[1]])
+    with pytest.raises(DeviceUnavailable, match=r"student in tensorrt must be proved.*--runtime tensorrt\."):
+        open_part(bundle, "student", device="cuda")
+    with pytest.raises(DeviceUnavailable, match="device must be one of the 1 GPUs here, not cuda:3"):
+        open_part(bundle, "student", device="cuda:3")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "device", "extra"),
+    [("openvino", "cpu", "openvino"), ("onnxruntime", "cpu", "cpu"), ("onnxruntime", "cuda", "gpu")],
+)
+def test_a_runtime_that_is_not_installed_is_named_with_its_own_extra(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, device: str, extra: str
+) -> None:
+    rewrite(
+        tiny_bundle,
+        lambda values: values["engines"].append({**values["engines"][0], "runtime": "openvino"}),
+    )
+    monkeypatch.setattr(engines, "is_installed", lambda name: name != runtime)
+    wanted = rf"^{runtime} must be installed .* on {device}\. Run: pip install 'samdistill\[{extra}\]';"
+    with pytest.raises(DeviceUnavailable, match=wanted):
+        Predictor.load(tiny_bundle, device, runtime)
 
 
 def test_verify_proves_what_was_built_elsewhere(tiny_bundle: Path, machine: Machine, cache: Path) -> None:
