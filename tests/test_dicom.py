@@ -304,6 +304,16 @@ def test_bombs_and_damage_are_refused_without_a_name(tmp_path: Path, monkeypatch
         assert "Janina" not in str(caught.value)
 
 
+def test_values_that_lie_above_the_lowest_bits_are_refused_and_unused_bits_cut(tmp_path: Path) -> None:
+    """pydicom would give bits 0..11 of values that lie in 4..15, which is another picture."""
+    values = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    path = dicoms.write(tmp_path / "a.dcm", values << 4, bits=12, HighBit=15)
+    with pytest.raises(InputRejected, match=r"HighBit 11\), not up to bit 15"):
+        open_stack(path)
+    path = dicoms.write(tmp_path / "b.dcm", values | 0x1000, bits=12)  # an overlay in the unused bits
+    np.testing.assert_array_equal(open_stack(path).image(), values)
+
+
 def test_what_is_no_image_is_refused() -> None:
     for name in ("rtplan.dcm", "test-SR.dcm", "liver_1frame.dcm", "rtdose.dcm"):
         with pytest.raises(InputRejected, match="must hold an image, not"):

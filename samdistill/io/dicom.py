@@ -23,7 +23,7 @@ from pydicom.pixels import apply_color_lut, get_decoder
 
 from samdistill.errors import InputRejected
 from samdistill.intensity import MeasuredPixels
-from samdistill.io.codestream import frame_problem, palette_entries, transfer_syntax_and_inflated_size
+from samdistill.io.codestream import RLE, frame_problem, palette_entries, transfer_syntax_and_inflated_size
 from samdistill.io.images import Pixels
 from samdistill.io.stack import Format, check_index, check_sizes
 
@@ -125,6 +125,7 @@ def open_dicom(
             f"{path} has a photometric interpretation that is not known for {samples} samples a pixel. "
             "Convert it to MONOCHROME2 or RGB."
         )
+    guarded(path, "its header", lambda: _check_bits(path, dataset))
     guarded(path, "its frames", lambda: _find_frames(dataset, count))
     return DicomStack(
         path,
@@ -185,6 +186,18 @@ def _header(dataset: Dataset) -> tuple[tuple[int, int], int, int, str]:
         int(dataset.get("SamplesPerPixel", 1)),
         str(dataset.get("PhotometricInterpretation", "")),
     )
+
+
+def _check_bits(path: Path, dataset: Dataset) -> None:
+    """Refuse raw values that lie above the lowest bits, as files from before DICOM do; pydicom cuts them."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    stored = int(dataset.BitsStored)
+    above = stored <= int(dataset.get("HighBit", stored - 1)) < int(dataset.BitsAllocated)
+    if above and (syntax == RLE or not syntax.is_encapsulated):
+        raise InputRejected(
+            f"{path} must have its values in the lowest bits (HighBit {stored - 1}), not up to bit "
+            f"{dataset.HighBit}. Export it again with another program."
+        )
 
 
 def _find_frames(dataset: Dataset, count: int) -> None:
