@@ -209,7 +209,7 @@ class BundledTeacher:
         for number, (embedding, each) in enumerate(zip(embeddings, prompts, strict=True)):
             own = logits[len(masks) : len(masks) + len(each)]
             size = embedding.image_size if sizes is None else sizes[number]
-            for part in upscaled_parts(len(each), size):
+            for part in upscaled_parts(len(each), size, self.record.side):
                 maps = embedding.frame.upscale(own[part], size)
                 masks.extend(maps > np.float32(self.record.mask_threshold))
         return TeacherMasks(masks, logits, predicted_iou)

@@ -234,8 +234,12 @@ def test_more_sets_than_memory_allows_go_through_the_decoder_in_parts(
 
     monkeypatch.setattr("samdistill.teacher.sam.decode", decode)
     monkeypatch.setattr("samdistill.teacher_frame.MOST_SETS", 4)
-    monkeypatch.setattr("samdistill.teacher_frame.MOST_UPSCALED", 2 * 50 * 60)
+    # The images are smaller than the encoder's square, through which each map goes.
+    monkeypatch.setattr("samdistill.teacher_frame.MOST_UPSCALED", 2 * teacher.input_side**2)
+    drawn, upscale = [], teacher.upscale
+    monkeypatch.setattr(teacher, "upscale", lambda maps, one: drawn.append(len(maps)) or upscale(maps, one))
     in_parts = teacher.segment(embeddings, prompts)
+    assert max(drawn) == 2
     total = sum(map(len, prompts))
     assert seen == [4] * (total // 4) + [total % 4] * (total % 4 > 0)
     np.testing.assert_allclose(in_parts.low_res_logits, at_once.low_res_logits, atol=1e-4)
