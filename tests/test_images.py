@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
@@ -110,6 +111,19 @@ def test_float_and_32_bit_tiffs_keep_their_values(tmp_path: Path, dtype: type) -
     read = read_image(tmp_path / "a.tif")
     assert read.dtype == dtype
     np.testing.assert_array_equal(read, values)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.uint8, np.uint16, np.uint32])
+@pytest.mark.parametrize("fill", [0, 1])
+def test_tiffs_of_whole_numbers_keep_them_signed_or_not(tmp_path: Path, dtype: type, fill: int) -> None:
+    ends = np.iinfo(dtype)
+    values = np.linspace(ends.min * fill, ends.max * fill, 48).reshape(6, 8).astype(dtype)
+    values.flat[:2] = 100 * (1 - fill) + fill * ends.min, fill * ends.max
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    read = read_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read.astype(np.int64), values.astype(np.int64))
+    tifffile.imwrite(tmp_path / "b.tif", values, extratags=[(274, 3, 1, 3, True)])
+    np.testing.assert_array_equal(read_image(tmp_path / "b.tif"), read[::-1, ::-1])
 
 
 @pytest.mark.parametrize("colour, channels", [(2, 3), (6, 4), (4, 2)], ids=["rgb", "rgba", "grey+alpha"])

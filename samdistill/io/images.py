@@ -25,7 +25,7 @@ from samdistill.errors import InputRejected
 from samdistill.io import png
 from samdistill.io.files import write_bytes
 
-Pixels = npt.NDArray[Any]  # (H, W) or (H, W, 3): uint8, uint16, int32 or float32
+Pixels = npt.NDArray[Any]  # (H, W) or (H, W, 3): uint8, uint16, int32, uint32 or float32
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
@@ -49,6 +49,7 @@ DAMAGE = (
     PillowImage.DecompressionBombWarning,
 )
 _ORIENTATION = 274  # the EXIF tag; 5..8 swap height and width
+_SAMPLE_FORMAT, _SIGNED = 339, 2  # of a TIFF; without one its values are unsigned
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # of a TIFF; a tile is decoded whole, however little of it is shown
 
 
@@ -67,9 +68,10 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS, content: bytes
     Returns
     -------
     Pixels
-        (H, W) for grey, (H, W, 3) RGB for colour and palette. uint8; uint16 for 16-bit grey; int32 or
-        float32 for such TIFFs; 1-bit becomes 0 and 255. The EXIF orientation is carried out. Transparency is
-        laid over black: what is invisible in the file never shows.
+        (H, W) for grey, (H, W, 3) RGB for colour and palette. uint8; uint16 for 16-bit grey; int32 or float32
+        for such TIFFs, uint32 where a value is too large for int32; 1-bit becomes 0 and 255. The EXIF
+        orientation is carried out. Transparency is laid over black: what is invisible in the file never
+        shows.
 
     Raises
     ------
@@ -289,12 +291,16 @@ def _pixels(image: PillowImage.Image, path: Path) -> Pixels:
         return np.ascontiguousarray(colour[..., 0] if grey else colour)
     if mode in ("CMYK", "YCbCr"):
         return np.asarray(image.convert("RGB")).copy()
+    # Pillow takes signed bytes of a TIFF for unsigned ones, and unsigned words of 32 bits for signed ones.
+    signed = getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, (0,))[0] == _SIGNED
     if mode in ("L", "RGB", "F"):
-        return np.asarray(image).copy()
+        values = np.asarray(image).copy()
+        return values.view(np.int8).astype(np.int32) if signed else values
     if mode.startswith("I"):
         values = np.asarray(image)
         if mode == "I" and image.format != "PNG":
-            return values.astype(np.int32)
+            values = values.astype(np.int32)
+            return values if signed or values.min() >= 0 else values.view(np.uint32)
         values = values.astype(np.uint16)
         inverted = image.format == "TIFF" and image.getexif().get(262) == 0  # 0: white is zero
         return np.uint16(65535) - values if inverted else values
