@@ -31,9 +31,9 @@ from samdistill.teacher_frame import (
     TeacherFrame,
     TeacherMasks,
     most_sets,
+    most_upscaled,
     parts,
     prompt_arrays,
-    upscaled_parts,
     wants_best_of_three,
 )
 
@@ -209,7 +209,7 @@ class BundledTeacher:
         for number, (embedding, each) in enumerate(zip(embeddings, prompts, strict=True)):
             own = logits[len(masks) : len(masks) + len(each)]
             size = embedding.image_size if sizes is None else sizes[number]
-            for part in upscaled_parts(len(each), size, self.record.side):
+            for part in parts(len(each), most_upscaled(size, self.record.side)):
                 maps = embedding.frame.upscale(own[part], size)
                 masks.extend(maps > np.float32(self.record.mask_threshold))
         return TeacherMasks(masks, logits, predicted_iou)

@@ -163,12 +163,12 @@ def parts(count: int, most: int) -> list[slice]:
     return [slice(start, min(start + most, count)) for start in range(0, count, most)]
 
 
-def upscaled_parts(count: int, size: tuple[int, int], side: int) -> list[slice]:
-    """Maps of which so many are brought to `size` (height, width) at a time that memory is bounded.
+def most_upscaled(size: tuple[int, int], side: int) -> int:
+    """Count the maps that are brought to `size` (height, width) at a time, so that memory is bounded.
 
     On their way they have the encoder's `side`, which may be larger: 1024 of SAM, whatever the image's.
     """
-    return parts(count, max(1, MOST_UPSCALED // max(math.prod(size), side**2)))
+    return max(1, MOST_UPSCALED // max(math.prod(size), side**2))
 
 
 def prompt_arrays(

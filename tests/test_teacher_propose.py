@@ -85,13 +85,18 @@ def test_the_embedded_teacher_proposes_what_the_generator_does(layers: int) -> N
     np.testing.assert_allclose(np.sort(proposals.iou_predictions), np.sort(scores), atol=1e-4)
 
 
-def test_batches_of_any_size_give_the_same() -> None:
+def test_batches_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, image = small_teacher(), picture((96, 128))
     (embedding,) = teacher.embed([image])
     settings: dict[str, Any] = {"points_per_side": 6, "predicted_iou": 1.1, "box_iou": 1.0}
     one = teacher.propose(embedding, ProposeConfig(**settings, points_per_batch=7))
     other = teacher.propose(embedding, ProposeConfig(**settings, points_per_batch=36))
     assert_same_set(one.masks, other.masks)
+    monkeypatch.setattr("samdistill.teacher_frame.MOST_UPSCALED", 6 * teacher.input_side**2)
+    drawn, upscale = [], teacher.upscale
+    monkeypatch.setattr(teacher, "upscale", lambda maps, at: drawn.append(len(maps)) or upscale(maps, at))
+    assert_same_set(teacher.propose(embedding, ProposeConfig(**settings)).masks, other.masks)
+    assert max(drawn) <= 6  # two points, three masks each, however many points a batch may have
 
 
 def test_mask_suppression_thins_near_duplicates_out() -> None:

@@ -17,6 +17,7 @@ from samdistill.arrays import Image, Mask, Masks
 from samdistill.components import label
 from samdistill.proposals import Proposals, boxes_of, mask_nms, nms, stability_scores
 from samdistill.teacher.decoder import attend, draw, encode_points
+from samdistill.teacher_frame import most_upscaled
 
 if TYPE_CHECKING:
     from samdistill.teacher.sam import Embedding, Teacher
@@ -34,7 +35,8 @@ class ProposeConfig:
     points_per_side
         The grid has that many points squared.
     points_per_batch
-        Prompt sets a decoder call; more pays on a GPU, less stays in a CPU's caches.
+        Prompt sets a decoder call, fewer where their masks would exceed 256 MB; more pays on a GPU, less
+        stays in a CPU's caches.
     predicted_iou
         A mask goes when the teacher's own estimate is not above this; 0 keeps all.
     stability
@@ -168,7 +170,8 @@ def _search(
     height, width = embedding.image_size
     keys_height, keys_width = embedding.features.shape[1:]
     kept: list[_Found] = []
-    for batch in torch.split(points, config.points_per_batch):
+    most = max(1, most_upscaled(embedding.image_size, teacher.input_side) // 3)  # points, of three masks each
+    for batch in torch.split(points, min(config.points_per_batch, most)):
         pairs = torch.stack([batch, torch.zeros_like(batch)], dim=1)  # the point and SAM's padding point
         labels = torch.tensor([[1, -1]], device=device).expand(len(batch), -1)
         tokens = encode_points(model.prompt_encoder, pairs, labels)

@@ -25,9 +25,9 @@ from samdistill.teacher_frame import (
     TeacherFrame,
     TeacherMasks,
     most_sets,
+    most_upscaled,
     parts,
     prompt_arrays,
-    upscaled_parts,
     wants_best_of_three,
 )
 from samdistill.torchvision_cure import cure
@@ -155,7 +155,7 @@ class Teacher:
         for number, (embedding, each) in enumerate(zip(embeddings, prompts, strict=True)):
             seen = embedding if sizes is None else replace(embedding, image_size=sizes[number])
             own = best[done : done + len(each)]
-            for part in upscaled_parts(len(each), seen.image_size, self.input_side):
+            for part in parts(len(each), most_upscaled(seen.image_size, self.input_side)):
                 masks.extend((self.upscale(own[part], seen) > self.mask_threshold).cpu().numpy())
             done += len(each)
         return TeacherMasks(masks, best.cpu().numpy(), scores[rows, index].cpu().numpy())
