@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import resource
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 from bundles import colours
 from test_infer_runs import fill
-from test_inference import run, save, segment_all, tree
+from test_inference import run, save, segment, segment_all, tree
 
 import samdistill.inference.pipeline as pipeline
 from samdistill.cli import app
@@ -87,6 +89,41 @@ def test_a_full_disk_ends_with_2_in_a_line_and_leaves_nothing_half(tiny_bundle: 
     assert (found.returncode, found.stderr) == (2, "samdistill: File too large.\n")
     assert not [name for name in tree(out) if name.endswith(".tmp")]
     assert run(tiny_bundle, folder, "--out", out, "--resume").returncode == 0
+
+
+def test_names_as_long_as_can_be_are_written_and_longer_ones_stop_nothing(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """A name has at most 255 bytes; a temporary file's is longer than its own, a GeoJSON's than a PNG's."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a" * 247, "é" * 123 + "e", "b" * 251, "c"):
+        save(folder / f"{name}.png")
+    for _ in range(2):
+        records = segment(tiny_bundle, folder, out, contours=True)
+        assert {one.input[0]: one.status for one in records} == {
+            "a": "ok", "é": "ok", "b": "failed", "c": "ok"
+        }  # fmt: skip
+        error = next(one.error for one in records if one.status == "failed")
+        assert error is not None
+        assert error.endswith("File name too long.")
+        assert [name for name in tree(out) if name.startswith((".", "b"))] == []
+    long = out / f"{'a' * 247}.png"
+    left = long.with_name(f".{hashlib.sha256(long.name.encode()).hexdigest()}.0123abcd.tmp")
+    left.touch()
+    segment(tiny_bundle, folder, out)
+    assert not left.exists()
+
+
+def test_names_and_classes_that_the_terminal_cannot_show_end_no_run(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    for out in (tmp_path / "Ärzte", tmp_path / os.fsdecode(b"caf\xe9")):
+        done = run(
+            tiny_bundle, tmp_path / "in", "--out", out, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "1 of 1 files segmented" in done.stdout
 
 
 def test_a_name_that_is_too_long_ends_in_a_line(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -169,6 +169,9 @@ def test_outputs_of_an_earlier_run_are_no_inputs(tmp_path: Path) -> None:
     save(tmp_path / "1.png")
     save(tmp_path / "out" / "1.png")
     assert names(gather([str(tmp_path)], tmp_path / "out")) == ["1.png"]
+    for text in (str(tmp_path), f"{tmp_path}/*.png"):
+        (found,) = gather([text], tmp_path)
+        assert str(found.problem).endswith("lies in the output folder. Name another --out.")
 
 
 def test_what_is_not_there_is_a_failed_input(tmp_path: Path) -> None:
@@ -347,41 +350,6 @@ def test_bad_files_are_reported_and_the_others_go_on(tiny_bundle: Path, tmp_path
     assert "failed: input 1 must have at most" in done.stderr
     assert "6 of 7 inputs failed" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-
-
-def test_names_as_long_as_can_be_are_written_and_longer_ones_stop_nothing(
-    tiny_bundle: Path, tmp_path: Path
-) -> None:
-    """A name has at most 255 bytes; a temporary file's is longer than its own, a GeoJSON's than a PNG's."""
-    folder, out = tmp_path / "in", tmp_path / "out"
-    for name in ("a" * 247, "é" * 123 + "e", "b" * 251, "c"):
-        save(folder / f"{name}.png")
-    for _ in range(2):
-        records = segment(tiny_bundle, folder, out, contours=True)
-        assert {one.input[0]: one.status for one in records} == {
-            "a": "ok", "é": "ok", "b": "failed", "c": "ok"
-        }  # fmt: skip
-        error = next(one.error for one in records if one.status == "failed")
-        assert error is not None
-        assert error.endswith("File name too long.")
-        assert [name for name in tree(out) if name.startswith((".", "b"))] == []
-    long = out / f"{'a' * 247}.png"
-    left = long.with_name(f".{hashlib.sha256(long.name.encode()).hexdigest()}.0123abcd.tmp")
-    left.touch()
-    segment(tiny_bundle, folder, out)
-    assert not left.exists()
-
-
-def test_names_and_classes_that_the_terminal_cannot_show_end_no_run(
-    tiny_bundle: Path, tmp_path: Path
-) -> None:
-    save(tmp_path / "in" / "a.png")
-    for out in (tmp_path / "Ärzte", tmp_path / os.fsdecode(b"caf\xe9")):
-        done = run(
-            tiny_bundle, tmp_path / "in", "--out", out, env={**os.environ, "PYTHONIOENCODING": "ascii"}
-        )
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "1 of 1 files segmented" in done.stdout
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a"])

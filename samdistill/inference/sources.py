@@ -93,15 +93,18 @@ def gather(inputs: Sequence[str], out: Path) -> list[Source]:
             root, pattern = _split_pattern(given)
             matches = sorted(root.glob(pattern)) if pattern else []
             found = [file for file in matches if file.is_file() and _is_input(file, file.relative_to(root))]
+        listed = found
         if not given.is_file():
-            found = [file for file in found if not file.resolve().is_relative_to(inside)]
+            found = [file for file in listed if not file.resolve().is_relative_to(inside)]
         for file in found:
             relative = PurePosixPath(file.relative_to(root).as_posix())
             linked = f"{file} is a link to a folder, which is not followed." if file.is_dir() else None
             sources.setdefault((file.resolve(), relative), Source(file, relative, unread.get(file, linked)))
         if not found:
             problem = f"{text} holds no picture." if given.is_dir() else f"{text} does not exist."
-            if matches:
+            if listed:
+                problem = f"{text} holds nothing but what lies in the output folder. Name another --out."
+            elif matches:
                 problem = (
                     f"{text} matches no picture. A folder must be named itself, or its files as DIR/**/*."
                 )
