@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -397,6 +399,29 @@ def test_openvino_opens_on_a_cpu_alone_and_only_in_what_the_processor_has(mixtur
     engine = open_engine(mixture, runtime="openvino", threads=1)
     with pytest.raises(BundleError, match="failed in openvino"):
         engine.run({"pixels": np.zeros((1, 4, 32, 32), np.uint8)})
+
+
+@openvino
+def test_want_of_memory_in_openvino_is_no_fault_of_the_bundles() -> None:
+    """In a process of its own, of which the memory is limited."""
+    script = """
+import resource, sys, numpy as np
+from pathlib import Path
+from samdistill.runtime import open_engine
+engine = open_engine(Path(sys.argv[1]).read_bytes(), runtime="openvino", threads=1)
+engine.run({"pixels": np.zeros((1, 3, 64, 64), np.uint8)})
+large = np.zeros((1, 3, 4096, 4096), np.uint8)
+held = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])
+resource.setrlimit(resource.RLIMIT_AS, (held * 1024 + 60_000_000,) * 2)
+try:
+    engine.run({"pixels": large})
+except MemoryError as error:
+    print(error)
+"""
+    student = Path(__file__).parent / "golden" / "tiny_bundle" / "student.onnx"
+    line = [sys.executable, "-c", script, str(student)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.stdout == "openvino has not enough memory for this input.\n", done.stderr
 
 
 @openvino

@@ -92,6 +92,8 @@ class OpenVinoEngine:
         ------
         BundleError
             When the network fails on these inputs.
+        MemoryError
+            When the memory does not do.
         """
         for name, shape in self._shapes.items():  # OpenVINO takes what only looks like it
             found = inputs[name].shape
@@ -107,6 +109,8 @@ class OpenVinoEngine:
             answers = request.infer({name: np.ascontiguousarray(inputs[name]) for name in self.inputs})
             return {name: np.array(answers[name]) for name in self.outputs}
         except (RuntimeError, KeyError) as error:
+            if "alloc" in str(error):
+                raise MemoryError("openvino has not enough memory for this input.") from error
             raise BundleError(
                 f"the network failed in openvino: {' '.join(str(error).split())[:300]}."
             ) from error
