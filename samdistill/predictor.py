@@ -204,6 +204,8 @@ class Predictor:
             For a mode the bundle cannot do, and for a budget or stability that the mode has no use for.
         BundleError
             When the network fails or answers with NaN or infinity.
+        DeviceUnavailable
+            When the GPU is lost.
         """
         return self.predict_batch(
             [image], mode, batch_size=1, budget=budget, abstain=abstain, stability=stability
