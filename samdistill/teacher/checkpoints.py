@@ -7,7 +7,6 @@ from elsewhere cannot run code. Knows no image and no prompt.
 from __future__ import annotations
 
 import http.client
-import os
 import pickle
 import ssl
 import urllib.error
@@ -20,6 +19,7 @@ from typing import Literal
 
 import torch
 
+from samdistill import plans
 from samdistill.errors import DeviceUnavailable, InputRejected, UsageError
 from samdistill.io.files import atomic_write, sha256_file
 
@@ -89,8 +89,7 @@ _ENCODER_WIDTHS: dict[int, Architecture] = {768: "vit_b", 1024: "vit_l", 1280: "
 
 def cache_folder() -> Path:
     """Folder for fetched teachers: `samdistill/teachers` below XDG_CACHE_HOME or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "samdistill" / "teachers"
+    return plans.cache_folder() / "teachers"
 
 
 def known(name: str) -> Checkpoint:
