@@ -176,6 +176,24 @@ def test_what_was_cut_short_is_refused_or_told(
         assert (record.status, record.warnings) == ("ok", told)
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.webm", "VP90"), ("a.mkv", "FFV1")])
+def test_a_recording_that_does_not_tell_its_length_is_told(
+    tiny_bundle: Path, tmp_path: Path, name: str, codec: str
+) -> None:
+    """What a browser records has no duration: half of it looks like a shorter one."""
+    path = clip(tmp_path / name, moving(30), codec)
+    predictor, content = Predictor.load(tiny_bundle), path.read_bytes()
+    (record,) = segment(predictor, path, tmp_path / "out")
+    assert (record.images, record.warnings) == (30, None)
+    place = content.index(b"\x44\x89\x88")  # Duration, 8 bytes; what takes its place is passed over
+    live = content[:place] + b"\xec\x89" + bytes(9) + content[place + 11 :]
+    for part in (live, live[: len(live) // 2]):
+        path.write_bytes(part)
+        (record,) = segment(predictor, path, tmp_path / "out")
+        assert (record.status, record.warnings) == ("ok", ["length_unknown"])
+    assert (record.images or 0) < 30
+
+
 def test_a_small_file_that_unfolds_without_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,9 +57,20 @@ def is_video(path: Path) -> bool:
 
 
 def tells_its_length(path: Path) -> bool:
-    """Whether a video says how long it is, so that one that was cut short is refused; MPEG streams do not."""
+    """Whether a video says how long it is, so that one that was cut short is refused.
+
+    MPEG streams do not, nor do Matroska and MP4 files that were recorded as streams, as browsers do.
+    """
     with path.open("rb") as file:
-        return not file.read(4).startswith(_MPEG)
+        start = file.read(4)
+    if start in (*_MPEG, _ASF):
+        return start == _ASF
+    cv2 = _library()
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    try:
+        return bool(capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0)
+    finally:
+        capture.release()
 
 
 def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
@@ -115,7 +126,7 @@ def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
             count += 1
         if count == 0 or promised - count > max(1.0, SPARE * promised):
             raise InputRejected(
-                f"{path} must have {promised:.0f} frames, and only {count} can be read: it was cut short. "
+                f"{path} must have {max(promised, 1):.0f} frames, and only {count} can be read: it was cut short. "
                 "Copy it again."
             )
     except cv2.error as error:
