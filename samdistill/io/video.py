@@ -126,8 +126,8 @@ def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
             count += 1
         if count == 0 or promised - count > max(1.0, SPARE * promised):
             raise InputRejected(
-                f"{path} must have {max(promised, 1):.0f} frames, and only {count} can be read: it was cut short. "
-                "Copy it again."
+                f"{path} must have {max(promised, 1):.0f} frames, and only {count} can be read: it was cut "
+                "short. Copy it again."
             )
     except cv2.error as error:
         raise InputRejected(f"{path} cannot be read: it is damaged.") from error
