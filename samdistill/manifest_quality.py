@@ -196,7 +196,7 @@ class QualityRule:
     limits
         One of UNLIKE_NUMBERS -> the most that is nothing to remark on; an image above one is not accepted.
     refined
-        Of images about which the teacher was asked; null without a teacher.
+        Of images of which a mask is the teacher's; null where no validation image was one.
     """
 
     least_dice: float

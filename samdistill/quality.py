@@ -227,7 +227,11 @@ def judge(
         why["stability"] = "not asked for" if teacher is not None else "the teacher was not asked"
     if "embedding_distance" in why and teacher is not None and rule.reference.embedding_mean is None:
         why["embedding_distance"] = "the bundle holds no training embeddings"
-    own = rule.refined if refined and rule.refined is not None else rule.student
+    own = rule.refined if refined else rule.student
+    if own is None:
+        return Quality(
+            found, {**why, "score": "no validation image had a mask of the teacher's to learn from"}
+        )
     value = evaluate_rule(own.rule, found)
     if value is None:
         return Quality(found, {**why, "score": "a number that the rule needs is missing"})

@@ -244,6 +244,14 @@ def test_a_rule_whose_number_is_missing_gives_no_score() -> None:
     assert "number" in found.missing["score"]
 
 
+def test_no_rule_of_the_students_scores_a_mask_of_the_teachers() -> None:
+    assert QUALITY.refined is None
+    found = judged(0.9, teacher={"agreement": 0.8, "predicted_iou": 0.9}, refined=True, abstain=0.99)
+    assert (found.score, found.flag) == (None, None)
+    assert "no validation image had a mask of the teacher's" in found.missing["score"]
+    assert found.numbers["agreement"] == 0.8
+
+
 def test_of_several_images_the_worst_is_told() -> None:
     told = quality.told([judged(0.9), judged(0.5), judged(0.8)])
     assert (told["flag"], told["image"]) == ("reject", 1)
