@@ -87,6 +87,8 @@ def bench(
 ) -> list[EngineTiming]:
     """Time every engine of a bundle that may run on a device.
 
+    A script calls it below `if __name__ == "__main__":`, since each process that is started reads it anew.
+
     Parameters
     ----------
     bundle, device, threads, expect_sha256

@@ -122,6 +122,13 @@ def test_a_missing_or_wrong_library_is_named_with_its_cure(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("machine")
+def test_a_container_without_nvidia_smi_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "nvidia_driver", lambda: None)
+    with pytest.raises(DeviceUnavailable, match="NVIDIA_DRIVER_CAPABILITIES hold utility"):
+        find_gpu()
+
+
+@pytest.mark.usefixtures("machine")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(DeviceUnavailable, match="one of the 1 GPUs here, not cuda:1"):
         find_gpu(1)

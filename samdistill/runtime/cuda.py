@@ -87,7 +87,10 @@ def find_gpu(index: int = 0) -> Gpu:
     found = _call("cudaGetDeviceProperties", index)
     smi = nvidia_driver()
     if smi is None:
-        raise DeviceUnavailable(f"nvidia-smi must tell the driver's version, and does not. {DRIVER}")
+        raise DeviceUnavailable(
+            "nvidia-smi must tell the driver's version, and does not. In a container let "
+            f"NVIDIA_DRIVER_CAPABILITIES hold utility beside compute. {DRIVER}"
+        )
     return Gpu(
         index,
         found.name.decode().rstrip("\0"),
