@@ -22,7 +22,7 @@ ROUNDS = 20  # of all engines in turns, the first not counted
 LONGEST_S = 5.0  # after which no further round begins
 CALLS = 3  # of one engine in a round: threads of the one before may still spin
 SLACK = 1.5  # by which golden cases may differ more on another machine
-MOST = (0.5, 0.1)  # difference of a probability, share of changed pixels: beyond, a bundle does not verify
+MOST = (0.5, 0.1)  # difference of a probability, share of changed pixels: an engine beyond stays out
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Proved:
     engines
         The fastest first.
     reports
-        Of the gate, those that failed included.
+        Of the gate, those that failed included; not of engines that passed it and failed the golden cases.
     """
 
     files: dict[str, bytes]
@@ -99,7 +99,7 @@ def climb(
     ParityError
         When fp32 does not pass.
     """
-    climber = _Climber(trial, openvino, floor)
+    climber = _Climber(trial, openvino, floor, say)
     for report in climber.attempt("fp32"):
         report.require()
     tried: set[Precision] = set()
@@ -129,8 +129,10 @@ def climb(
 
 
 class _Climber:
-    def __init__(self, trial: OnTrial, openvino: bool, floor: tuple[float, float]) -> None:
-        self.trial, self.openvino, self.floor = trial, openvino, floor
+    def __init__(
+        self, trial: OnTrial, openvino: bool, floor: tuple[float, float], say: Callable[[str], None]
+    ) -> None:
+        self.trial, self.openvino, self.floor, self.say = trial, openvino, floor, say
         self.files: dict[str, bytes] = {}
         self.passed: list[tuple[EngineRecord, Engine]] = []
         self.reports: list[ParityReport] = []
@@ -157,9 +159,15 @@ class _Climber:
             )
             report = trial.measure(engine, precision)
             reports.append(report)
-            self.reports.append(report)
             if report.failures():
+                self.reports.append(report)
                 continue
+            try:
+                difference, changed = allowances(trial, engine, precision, self.floor)
+            except BundleError as error:
+                self.say(f"{trial.part} {precision} in {runtime} stays out: {error}")
+                continue
+            self.reports.append(report)
             record = EngineRecord(
                 trial.part,
                 runtime,  # type: ignore[arg-type]
@@ -169,6 +177,8 @@ class _Climber:
                 report.to_dict(),
                 data=data,
                 verified=report.verified,
+                max_probability_difference=difference,
+                max_changed_pixels=changed,
             )
             self.passed.append((record, engine))
             self.done.add(precision)
@@ -184,38 +194,40 @@ class _Climber:
 
     def proved(self) -> Proved:
         """The engines, the fastest first."""
-        return Proved(self.files, ranked(self.trial, self.passed, self.floor), tuple(self.reports))
+        return Proved(self.files, ranked(self.trial, self.passed), tuple(self.reports))
 
 
-def ranked(
-    trial: OnTrial, passed: Sequence[tuple[EngineRecord, Engine]], floor: tuple[float, float]
-) -> tuple[EngineRecord, ...]:
-    """Engines of one device, what their golden cases may differ by; of several the fastest first."""
+def ranked(trial: OnTrial, passed: Sequence[tuple[EngineRecord, Engine]]) -> tuple[EngineRecord, ...]:
+    """Engines of one device, of several with their times and the fastest first."""
     engines = [engine for _, engine in passed]
     latencies = latencies_ms(engines, trial.example) if len(engines) > 1 else [None] * len(engines)
-    records = []
-    for (record, engine), latency in zip(passed, latencies, strict=True):
-        difference, changed = allowances(trial, engine, record.precision, floor)
-        records.append(
-            replace(
-                record,
-                max_probability_difference=difference,
-                max_changed_pixels=changed,
-                latency_ms=latency,
-            )
-        )
+    records = [
+        replace(record, latency_ms=latency) for (record, _), latency in zip(passed, latencies, strict=True)
+    ]
     return tuple(sorted(records, key=lambda record: record.latency_ms or 0.0))
 
 
 def allowances(
     trial: OnTrial, engine: Engine, precision: Precision, floor: tuple[float, float]
 ) -> tuple[float | None, float | None]:
-    """What an engine's golden cases may differ by, where that is more than every case allows."""
+    """What an engine's golden cases may differ by, where that is more than every case allows.
+
+    Raises
+    ------
+    BundleError
+        When they differ by more than any engine's may: no bundle with it would verify.
+    """
     if precision == "fp32":  # more would hide a case that is wrong itself
         return None, None
+    measured = trial.golden(engine)
+    if any(not found <= most for found, most in zip(measured, MOST, strict=True)):
+        raise BundleError(
+            f"in golden cases a probability differs by {measured[0]:.3g} and {measured[1]:.1%} of a mask's "
+            f"pixels (at most {MOST[0]} and {MOST[1]:.0%})"
+        )
     difference, changed = (
         min(most, SLACK * found) if SLACK * found > least else None
-        for found, least, most in zip(trial.golden(engine), floor, MOST, strict=True)
+        for found, least, most in zip(measured, floor, MOST, strict=True)
     )
     return difference, changed
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from samdistill.bundle import Bundle
 from samdistill.engines import open_record
 from samdistill.errors import BundleError, DeviceUnavailable, UsageError
-from samdistill.export.ladder import OnTrial, Proved, ranked
+from samdistill.export.ladder import OnTrial, Proved, allowances, ranked
 from samdistill.manifest import EngineRecord, TeacherRecord
 from samdistill.plans import Blueprint, Plan, plans_folder
 from samdistill.profiles import profiles
@@ -183,17 +183,30 @@ def with_plans(
             continue
         engine = open_engine(made.content, device=f"cuda:{made.blueprint.gpu.index}", runtime=planned.runtime)
         report = trial.measure(engine, one.precision)
-        reports.append(report)
         if report.failures():
+            reports.append(report)
             reasons = "; ".join(report.failures())
             say(f"{trial.part} {one.precision} in {report.runtime} fails the gate and stays out: {reasons}")
             continue
+        try:
+            difference, changed = allowances(trial, engine, one.precision, floor)
+        except BundleError as error:
+            say(f"{trial.part} {one.precision} in {report.runtime} stays out: {error}")
+            continue
+        reports.append(report)
         made.keep()
         if record.plan is not None:
             files[record.plan] = made.content
-        passed.append((replace(record, parity=report.to_dict(), verified=report.verified), engine))
+        record = replace(
+            record,
+            parity=report.to_dict(),
+            verified=report.verified,
+            max_probability_difference=difference,
+            max_changed_pixels=changed,
+        )
+        passed.append((record, engine))
     waiting.sort(key=lambda record: PRECISIONS.index(record.precision), reverse=True)
-    return Proved(files, (*proved.engines, *ranked(trial, passed, floor), *waiting), tuple(reports))
+    return Proved(files, (*proved.engines, *ranked(trial, passed), *waiting), tuple(reports))
 
 
 def prove_for(bundle: Bundle) -> None:

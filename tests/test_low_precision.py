@@ -243,6 +243,18 @@ def test_what_fails_steps_up_until_something_passes_and_says_so(
     ]
 
 
+def test_what_passes_the_gate_and_fails_the_golden_cases_stays_out_of_a_bundle_that_is_published(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ladder, "MOST", (1e-9, 1e-9))
+    told = Told()
+    made = publish(source(), cases, tmp_path / "b", engines=Engines(("fp16",)), progress=told)
+    said = [line for line in told.lines if "student fp16 in onnxruntime stays out: in golden cases" in line]
+    assert len(said) == 1
+    assert [one.precision for one in made.parity] == ["fp32"]
+    assert [one.precision for one in Bundle.open(made.path).manifest.engines] == ["fp32"]
+
+
 def test_a_quantiser_that_fails_steps_up_and_says_so(
     cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
