@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import struct
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,23 @@ def test_a_recording_that_does_not_tell_its_length_is_told(
         (record,) = segment(predictor, path, tmp_path / "out")
         assert (record.status, record.warnings) == ("ok", ["length_unknown"])
     assert (record.images or 0) < 30
+
+
+def test_a_trimmed_film_is_read_and_one_cut_short_refused_wherever_its_index_is(tmp_path: Path) -> None:
+    """Phones trim by a list of edits: the index still counts every frame."""
+    path = clip(tmp_path / "a.mp4", moving(40), "mp4v")
+    content = path.read_bytes()
+    place = content.index(b"elst") + 12  # version, flags, count; then the duration
+    (duration,) = struct.unpack_from(">I", content, place)
+    path.write_bytes(content[:place] + struct.pack(">I", duration // 2) + content[place + 4 :])
+    assert len(list(frames(path))) == 20
+    for end in (len(content) // 2, len(content) - 9):
+        path.write_bytes(content[:end])
+        with pytest.raises(InputRejected, match="as long as its parts say: it was cut short"):
+            list(frames(path))
+    for rubbish in (b"free", bytes(40), b"\xff\xfe" * 20):  # as some cameras leave behind it
+        path.write_bytes(content + rubbish)
+        assert len(list(frames(path))) == 40
 
 
 def test_a_small_file_that_unfolds_without_end_is_refused(

@@ -6,6 +6,7 @@ The only module of inference that imports OpenCV, and only when a video is read.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
     ModuleNotFoundError
         When OpenCV is not installed.
     """
-    _check_start(path)
+    whole = _check_container(path)
     cv2 = _library()
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     try:
@@ -124,7 +125,7 @@ def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
             time_ms = float(capture.get(cv2.CAP_PROP_POS_MSEC))
             yield Frame(count, time_ms, np.ascontiguousarray(pixels[:, :, ::-1]))
             count += 1
-        if count == 0 or promised - count > max(1.0, SPARE * promised):
+        if count == 0 or (not whole and promised - count > max(1.0, SPARE * promised)):
             raise InputRejected(
                 f"{path} must have {max(promised, 1):.0f} frames, and only {count} can be read: it was cut "
                 "short. Copy it again."
@@ -135,8 +136,14 @@ def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
         capture.release()
 
 
-def _check_start(path: Path) -> None:
-    """Let nothing but a container reach FFmpeg, which would open what a playlist names."""
+def _check_container(path: Path) -> bool:
+    """Let nothing but a container reach FFmpeg, which would open what a playlist names.
+
+    Returns
+    -------
+    bool
+        Whether it is known to be whole. An MP4 that was trimmed counts the frames that are left out, too.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(1 << 16)
@@ -149,8 +156,27 @@ def _check_start(path: Path) -> None:
     # Of these FFmpeg knows no number of frames.
     if start.startswith(_ASF) and place > 40 and int.from_bytes(start[place : place + 8], "little") > size:
         raise InputRejected(f"{path} must be as long as its header says: it was cut short. Copy it again.")
-    if not start.startswith(_STARTS) and start[4:8] not in _ATOMS:
+    if start.startswith(_STARTS):
+        return False
+    if start[4:8] not in _ATOMS:
         raise InputRejected(f"{path} must be a video, and is none or damaged. Export it again.")
+    if _end_of_atoms(path, size) > size:
+        raise InputRejected(f"{path} must be as long as its parts say: it was cut short. Copy it again.")
+    return True
+
+
+def _end_of_atoms(path: Path, size: int) -> int:
+    """Where the last of an MP4's outermost parts says that it ends."""
+    place = 0
+    with path.open("rb") as file:
+        while place + 16 <= size:
+            file.seek(place)
+            length, kind, long = struct.unpack(">I4sQ", file.read(16))
+            length = long if length == 1 else length
+            if length < 8 or not kind.isalnum():  # 0: to the end of the file; else what is behind the parts
+                break
+            place += length
+    return place
 
 
 def _library() -> Any:
