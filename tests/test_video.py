@@ -18,7 +18,7 @@ from test_inference import hide, run, run_offline, save, segment, segment_all, t
 from samdistill.errors import InputRejected
 from samdistill.inference import gather
 from samdistill.io import read_mask
-from samdistill.io.video import frames
+from samdistill.io.video import _check_container, frames
 from samdistill.predictor import Predictor
 
 
@@ -210,6 +210,58 @@ def test_a_trimmed_film_is_read_and_one_cut_short_refused_wherever_its_index_is(
     for rubbish in (b"free", bytes(40), b"\xff\xfe" * 20):  # as some cameras leave behind it
         path.write_bytes(content + rubbish)
         assert len(list(frames(path))) == 40
+
+
+@pytest.mark.parametrize("shown", [40, 20])
+def test_a_film_of_which_the_rest_is_nothing_is_refused_trimmed_or_not(tmp_path: Path, shown: int) -> None:
+    """A download that took its room first and then stopped: all parts are there, as long as they say."""
+    path = clip(tmp_path / "a.mp4", moving(40), "mp4v")
+    content = bytearray(path.read_bytes())
+    place = content.index(b"elst") + 12
+    (duration,) = struct.unpack_from(">I", content, place)
+    struct.pack_into(">I", content, place, duration * shown // 40)
+    media, end = content.index(b"mdat"), content.index(b"moov") - 4
+    lost = media + (end - media) * shown // 80
+    content[lost:end] = bytes(end - lost)
+    path.write_bytes(content)
+    with pytest.raises(InputRejected, match=f"must have {shown} frames, and only .* it was cut short"):
+        list(frames(path))
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_of_a_film_with_a_hole_cut_out_the_rest_is_counted(tmp_path: Path, version: int) -> None:
+    """Frames of 40 ms and, from the thirtieth on, of 80 ms: their number is no share of the time."""
+
+    def part(kind: bytes, *contents: bytes) -> bytes:
+        content = b"".join(contents)
+        return struct.pack(">I", 8 + len(content)) + kind + content
+
+    def clock(kind: bytes, per_second: int) -> bytes:
+        return part(
+            kind,
+            bytes([version, 0, 0, 0]),
+            bytes(16 if version else 8),
+            struct.pack(">IQQ", per_second, 0, 0),
+        )
+
+    edits = [(200, -1), (400, 0), (800, 1200)]  # nothing, then 10 of 40 ms, then 10 of 80 ms
+    listed = (struct.pack(">qqI" if version else ">iiI", length, begin, 1 << 16) for length, begin in edits)
+    times = struct.pack(">IIIII", 2, 30, 40, 10, 80)
+    film = [
+        clock(b"mdhd", 1000),
+        part(b"hdlr", bytes(8), b"vide", bytes(12)),
+        part(b"minf", part(b"stbl", part(b"stts", bytes(4), times))),
+    ]
+    sound = part(b"trak", part(b"mdia", part(b"hdlr", bytes(8), b"soun", bytes(12))))
+    list_of_edits = part(b"elst", bytes([version, 0, 0, 0]), struct.pack(">I", len(edits)), *listed)
+    track = part(b"trak", part(b"edts", list_of_edits), part(b"mdia", *film))
+    content = part(b"ftyp", bytes(8)) + part(b"moov", clock(b"mvhd", 1000), sound, track)
+    path = tmp_path / "a.mp4"
+    path.write_bytes(content)
+    assert _check_container(path) == 20
+    for end in range(24, len(content)):  # damage breaks nothing
+        path.write_bytes(content[:end] + bytes(len(content) - end))
+        assert _check_container(path) > 0
 
 
 def test_a_small_file_that_unfolds_without_end_is_refused(

@@ -5,12 +5,13 @@ The only module of inference that imports OpenCV, and only when a video is read.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,7 @@ _MPEG = (b"\0\0\1\xba", b"\0\0\1\xb3")  # streams that tell their length nowhere
 _ASF = b"\x30\x26\xb2\x75"
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # its length in bytes stands 40 on
 _STARTS = (b"RIFF", b"\x1a\x45\xdf\xa3", *_MPEG, _ASF)
+_LONGEST_TABLE = 1 << 24  # bytes; a film of days, each frame of another length, has less
 _ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")  # at byte 4 of MP4 and MOV
 
 
@@ -99,14 +101,14 @@ def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
     ModuleNotFoundError
         When OpenCV is not installed.
     """
-    whole = _check_container(path)
+    shown = _check_container(path)
     cv2 = _library()
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     try:
         if not capture.isOpened():
             raise InputRejected(f"{path} must be a video, and is none or damaged. Export it again.")
         size = tuple(int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
-        promised = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        promised = min(capture.get(cv2.CAP_PROP_FRAME_COUNT), shown)
         check_sizes(path, (size[0], size[1]), 1, max_pixels, max_pixels)
         allowed = MAX_STACK_PIXELS + MOST_PIXELS_A_BYTE * path.stat().st_size
         count, shape = 0, None
@@ -125,7 +127,7 @@ def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
             time_ms = float(capture.get(cv2.CAP_PROP_POS_MSEC))
             yield Frame(count, time_ms, np.ascontiguousarray(pixels[:, :, ::-1]))
             count += 1
-        if count == 0 or (not whole and promised - count > max(1.0, SPARE * promised)):
+        if count == 0 or promised - count > max(1.0, SPARE * promised):
             raise InputRejected(
                 f"{path} must have {max(promised, 1):.0f} frames, and only {count} can be read: it was cut "
                 "short. Copy it again."
@@ -136,18 +138,20 @@ def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
         capture.release()
 
 
-def _check_container(path: Path) -> bool:
+def _check_container(path: Path) -> float:
     """Let nothing but a container reach FFmpeg, which would open what a playlist names.
 
     Returns
     -------
-    bool
-        Whether it is known to be whole. An MP4 that was trimmed counts the frames that are left out, too.
+    float
+        Frames that it shows at most. An MP4 that was trimmed counts those that are left out, too.
     """
     try:
         with path.open("rb") as file:
             start = file.read(1 << 16)
             size = file.seek(0, os.SEEK_END)
+            parts = list(_parts(file, 0, size)) if start[4:8] in _ATOMS else []
+            shown = _frames_shown(file, parts)
     except OSError as error:
         raise InputRejected(f"{path} cannot be read: {error.strerror}.") from error
     if not start:
@@ -156,27 +160,77 @@ def _check_container(path: Path) -> bool:
     # Of these FFmpeg knows no number of frames.
     if start.startswith(_ASF) and place > 40 and int.from_bytes(start[place : place + 8], "little") > size:
         raise InputRejected(f"{path} must be as long as its header says: it was cut short. Copy it again.")
-    if start.startswith(_STARTS):
-        return False
-    if start[4:8] not in _ATOMS:
+    if not start.startswith(_STARTS) and start[4:8] not in _ATOMS:
         raise InputRejected(f"{path} must be a video, and is none or damaged. Export it again.")
-    if _end_of_atoms(path, size) > size:
+    if parts and parts[-1].end > size:
         raise InputRejected(f"{path} must be as long as its parts say: it was cut short. Copy it again.")
-    return True
+    return shown
 
 
-def _end_of_atoms(path: Path, size: int) -> int:
-    """Where the last of an MP4's outermost parts says that it ends."""
-    place = 0
-    with path.open("rb") as file:
-        while place + 16 <= size:
-            file.seek(place)
-            length, kind, long = struct.unpack(">I4sQ", file.read(16))
-            length = long if length == 1 else length
-            if length < 8 or not kind.isalnum():  # 0: to the end of the file; else what is behind the parts
-                break
-            place += length
-    return place
+class _Part(NamedTuple):
+    """A part of an MP4: its kind, and where its content lies."""
+
+    kind: bytes
+    begin: int
+    end: int
+
+
+def _parts(file: BinaryIO, place: int, end: int) -> Iterator[_Part]:
+    """The parts of an MP4 that lie between two places; of the last one the end that it says it has."""
+    while place + 16 <= end:
+        file.seek(place)
+        length, kind, long = struct.unpack(">I4sQ", file.read(16))
+        head = 16 if length == 1 else 8
+        length = long if length == 1 else length
+        if length < head or not kind.isalnum():  # 0: to the end of the file; else what is behind the parts
+            return
+        yield _Part(kind, place + head, place + length)
+        place += length
+
+
+def _frames_shown(file: BinaryIO, parts: list[_Part]) -> float:
+    """Frames of the film of an MP4 that its edits show, infinity where it has none.
+
+    Off by as many as its codec reorders; never more than there are, or a whole film would be refused.
+    """
+
+    def inside(part: _Part, kind: bytes) -> list[_Part]:
+        return [one for one in _parts(file, part.begin, part.end) if one.kind == kind]
+
+    def table(part: _Part, *kinds: bytes) -> tuple[int, bytes]:
+        """Version and content behind version and flags of the part at the end of a way."""
+        for kind in kinds:
+            (part,) = inside(part, kind)
+        file.seek(part.begin)
+        content = file.read(min(part.end - part.begin, _LONGEST_TABLE))
+        return content[0], content[4:]
+
+    def scale(version: int, content: bytes) -> int:
+        return int(struct.unpack_from(">I", content, 16 if version else 8)[0])
+
+    try:
+        (movie,) = (one for one in parts if one.kind == b"moov")
+        per_second = scale(*table(movie, b"mvhd"))
+        for track in inside(movie, b"trak"):
+            if table(track, b"mdia", b"hdlr")[1][4:8] != b"vide" or not inside(track, b"edts"):
+                continue
+            version, content = table(track, b"edts", b"elst")
+            edit = ">QqI" if version else ">IiI"
+            edits = list(struct.iter_unpack(edit, content[4 : 4 + _count(content) * struct.calcsize(edit)]))
+            ticks = scale(*table(track, b"mdia", b"mdhd")) / per_second
+            content = table(track, b"mdia", b"minf", b"stbl", b"stts")[1]
+            runs = np.frombuffer(content, ">u4", 2 * _count(content), 4).reshape(-1, 2).astype(np.int64)
+            ends, frames_then = np.cumsum(runs.prod(axis=1)), np.cumsum(runs[:, 0])
+            at = np.array([(begin, begin + length * ticks) for length, begin, _ in edits if begin >= 0])
+            before = np.interp(at, np.append(0, ends), np.append(0, frames_then))
+            return float(np.floor((before[:, 1] - before[:, 0]).sum())) or math.inf  # none: it is damaged
+    except (struct.error, ValueError, IndexError, ZeroDivisionError):
+        pass  # damaged or of another kind: what FFmpeg makes of it counts
+    return math.inf
+
+
+def _count(content: bytes) -> int:
+    return int(struct.unpack_from(">I", content)[0])
 
 
 def _library() -> Any:
