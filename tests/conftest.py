@@ -48,6 +48,16 @@ def data_root() -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of 20 phantoms with masks, whose path must not get into what is published."""
+    from samdistill.phantoms.folder import write
+
+    folder = tmp_path_factory.mktemp("secret_hospital") / "data"
+    write(folder, "endoscopy", 20, seed=5, size=(48, 70))
+    return folder
+
+
 @pytest.fixture
 def tiny_bundle(tmp_path: Path) -> Path:
     """A copy of the committed bundle, whose student finds colours (tests/colour_student.py); no torch."""

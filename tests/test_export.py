@@ -26,7 +26,6 @@ from samdistill.export.parity import ParityError
 from samdistill.golden import GoldenCase
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import Case, open_dataset
-from samdistill.phantoms.folder import write
 from samdistill.predictor import Predictor
 from samdistill.teacher.checkpoints import KNOWN
 from samdistill.verify import verify
@@ -39,15 +38,8 @@ def source(student: nn.Module | None = None) -> Source:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("secret_hospital") / "data"
-    write(folder, "endoscopy", 20, seed=5, size=(48, 70))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cases(data: Path) -> list[Case]:
-    return [case.without_labels() for case in open_dataset(data).cases[:4]]  # of other classes
+def cases(hospital: Path) -> list[Case]:
+    return [case.without_labels() for case in open_dataset(hospital).cases[:4]]  # of other classes
 
 
 @pytest.fixture(scope="module")
@@ -201,11 +193,13 @@ publishing.publish(source(), cases, Path({out!r}), force=True, teacher=teacher)
 )
 @pytest.mark.usefixtures("exported")
 def test_an_export_killed_at_any_moment_leaves_the_old_bundle_or_none(
-    cases: list[Case], data: Path, tmp_path: Path, moment: str, before: bool, teacher: bool
+    cases: list[Case], hospital: Path, tmp_path: Path, moment: str, before: bool, teacher: bool
 ) -> None:
     out = tmp_path / "bundle"
     old = publish(source(), cases, out).sha256 if before else None
-    code = SLOW_EXPORT.format(tests=str(HERE), moment=moment, data=str(data), out=str(out), teacher=teacher)
+    code = SLOW_EXPORT.format(
+        tests=str(HERE), moment=moment, data=str(hospital), out=str(out), teacher=teacher
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     with process.stdout:

@@ -21,7 +21,6 @@ from samdistill.errors import InputRejected, UsageError
 from samdistill.export.bundle import Published, export_run
 from samdistill.geometry import ModelFrame
 from samdistill.io.dataset import open_dataset
-from samdistill.phantoms.folder import write
 from samdistill.predictor import Predictor
 from samdistill.train.config import load_config
 from samdistill.train.launch import train
@@ -30,14 +29,7 @@ from samdistill.verify import verify
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("secret_hospital") / "data"
-    write(folder, "endoscopy", 20, seed=5, size=(48, 70))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("config") / "tiny.toml"
     file.write_text(
         'preset = "light"\nprecision = "fp32"\nmin_epoch_steps = 2\nmax_steps = 2\nbatch = 2\nlabels = 10\n'
@@ -49,7 +41,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         def __getattr__(self, name: str) -> Any:
             return lambda *_: None
 
-    train(data, out, load_config(file), Silent(), device="cpu")
+    train(hospital, out, load_config(file), Silent(), device="cpu")
     return out
 
 
@@ -93,7 +85,7 @@ def test_a_published_student_knows_how_far_to_trust_itself(run: Path, published:
 
 
 def test_a_bundle_tells_no_path_no_file_name_and_holds_no_real_image(
-    run: Path, data: Path, published: Published
+    run: Path, hospital: Path, published: Published
 ) -> None:
     words = {str(Path.home()), "secret_hospital", "secret_home", str(Path.cwd()), "site-packages"}
     for file in published.path.rglob("*"):
@@ -101,7 +93,9 @@ def test_a_bundle_tells_no_path_no_file_name_and_holds_no_real_image(
             content = file.read_bytes()
             assert not [word for word in words if len(word) > 3 and word.encode() in content], file
     manifest = (published.path / "manifest.json").read_text()
-    assert not [case.image_path.name for case in open_dataset(data).cases if case.image_path.name in manifest]
+    assert not [
+        case.image_path.name for case in open_dataset(hospital).cases if case.image_path.name in manifest
+    ]
 
 
 def test_of_a_run_that_is_not_finished_export_says_so(

@@ -36,7 +36,7 @@ def demo(
     predictions, report = out / "predictions", out / "report.html"
     budget = ["--preset", "light", "--size", 64, "--labels", labels, "--max-steps", steps]
     # What benchmarks/mining.py found to help: one component, only pseudo labels the teacher thinks well of.
-    # Half the steps come before mining, since a student of a few steps asks for nothing (docs/mining.md).
+    # Half the steps come before mining, since of a hasty student few pseudo labels pass (docs/mining.md).
     mining = ["--strategy", "mine", "--components", "largest", "--min-iou", 0.75, "--pseudo-weight", 1]
     mining += [
         "--supervised-share",
