@@ -184,7 +184,7 @@ class Sampler:
             maps = bend(rng, (width, height))
             image = cv2.remap(image, *maps, cv2.INTER_LINEAR)
             labels = cv2.remap(labels, *maps, cv2.INTER_NEAREST)
-            fine = cv2.remap(fine, *_doubled(maps), cv2.INTER_NEAREST)
+            fine = cv2.remap(fine, _doubled(maps[0]), _doubled(maps[1]), cv2.INTER_NEAREST)
         masks: list[tuple[npt.NDArray[np.bool_], int]] = []
         most = self.objects[name]
         border = np.zeros((height, width), np.uint8)
@@ -264,9 +264,10 @@ def bend(rng: np.random.Generator, size: tuple[int, int]) -> tuple[npt.NDArray[A
     return x + shift[..., 0], y + shift[..., 1]
 
 
-def _doubled(maps: tuple[npt.NDArray[Any], npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-    """Maps of the frame twice as fine."""
-    return [2 * cv2.resize(one, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR) + 0.5 for one in maps]
+def _doubled(places: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """One of `bend`'s maps in the frame twice as fine."""
+    fine: npt.NDArray[Any] = cv2.resize(places, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
+    return 2 * fine + 0.5
 
 
 def _zoom(
