@@ -194,7 +194,7 @@ def test_the_literal_reading_is_the_cached_one_where_views_show_the_whole_frame(
             assert torch.equal(a, b)
 
 
-def test_an_image_without_prediction_contributes_nothing(data: Path) -> None:
+def test_an_image_without_pseudo_label_contributes_nothing_or_gives_its_place_away(data: Path) -> None:
     dataset = open_dataset(data)
     store = FrameStore(dataset.cases[:4], 64, _identity())
     batches = Batches(store, 64, 4, STILL, seed=0, stream=0)
@@ -212,6 +212,16 @@ def test_an_image_without_prediction_contributes_nothing(data: Path) -> None:
     with_pseudo = Mixed(batches, batches, something, loss, 0.5).loss(student, 0)[0]
     pseudo = loss(student(batches(0).pixels), torch.ones_like(batches(0).targets))
     torch.testing.assert_close(with_pseudo, alone + 0.5 * pseudo)
+
+    def one_alone(student: Any, drawn: Any, pixels: Any) -> Any:
+        return [torch.ones(len(dataset.class_names), 64, 64), *[None] * (len(drawn) - 1)], {}
+
+    spare = Batches(store, 64, 4, STILL, seed=0, stream=4)
+    filled = Mixed(batches, batches, one_alone, loss, 0.5, spare=spare).loss(student, 0)[0]
+    pixels = torch.cat([batches(0).pixels, spare(0).pixels[:3]])
+    labelled = loss(student(pixels), torch.cat([batches(0).targets, spare(0).targets[:3]]))
+    one = loss(student(batches(0).pixels[:1]), torch.ones_like(batches(0).targets[:1]))
+    torch.testing.assert_close(filled, labelled + 0.5 * one, msg="labelled views take the empty places")
     zero = Mixed(None, batches, nothing, loss, 0.5).loss(student, 0)[0]
     assert zero == 0
     zero.backward()  # type: ignore[no-untyped-call]

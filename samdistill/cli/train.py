@@ -37,6 +37,13 @@ def train(
         int | None, typer.Option(help="Optimiser steps of the whole run, exactly; no early stop.")
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="The student that is kept: best on the validation images, or last; a handful of these "
+            "choose badly."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of split, weights, batches and views.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
     teacher: Annotated[
@@ -128,6 +135,7 @@ def train(
         "student.size": size,
         "max_steps": max_steps,
         "batch": batch,
+        "keep": keep,
         "seed": seed,
         "precision": precision,
         "teacher": teacher,

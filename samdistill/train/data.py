@@ -187,9 +187,9 @@ class Batches:
             drawn.append((index, view))
         return drawn
 
-    def __call__(self, step: int) -> Batch:
-        """The views of a step with their targets; the cases must be labelled."""
-        drawn = self.draw(step)
+    def __call__(self, step: int, most: int | None = None) -> Batch:
+        """The views of a step, or the first of them, with their targets; the cases must be labelled."""
+        drawn = self.draw(step)[:most]
         frames = [self.store[index] for index, _ in drawn]
         for (index, _), frame in zip(drawn, frames, strict=True):
             if frame.targets is None:

@@ -59,6 +59,9 @@ class Mixed(Objective):
         Of the two shares.
     weight
         lambda.
+    spare
+        Views of labelled frames, as many as of the unlabelled: they take the places of images without a
+        pseudo label, since a student forgets in batches of two or three. None leaves such batches smaller.
     truth
         The hidden labels, for the log alone.
     """
@@ -72,14 +75,15 @@ class Mixed(Objective):
         weight: float,
         *,
         pseudo_loss: Loss | None = None,
+        spare: Batches | None = None,
         truth: FrameStore | None = None,
     ) -> None:
         self._labelled, self._unlabelled, self._source = labelled, unlabelled, source
         self._loss, self._pseudo_loss, self._weight = loss, pseudo_loss or loss, weight
-        self._truth = truth
+        self._spare, self._truth = spare, truth
 
     def loss(self, student: nn.Module, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """The loss of a step; an image without pseudo label contributes nothing."""
+        """The loss of a step; an image without pseudo label contributes nothing, or gives its place away."""
         device = next(student.parameters()).device
         drawn = self._unlabelled.draw(step)
         seen = [view.pixels(self._unlabelled.store[index].image) for index, view in drawn]
@@ -90,9 +94,12 @@ class Mixed(Objective):
         wanted = [target for target in targets if target is not None]
         count = len(pixels)
         if self._labelled is not None:
-            batch = self._labelled(step)
-            pixels.extend(batch.pixels)
-            wanted.extend(batch.targets)
+            batches = [self._labelled(step)]
+            if self._spare is not None and count < len(drawn):
+                batches.append(self._spare(step, most=len(drawn) - count))
+            for batch in batches:
+                pixels.extend(batch.pixels)
+                wanted.extend(batch.targets)
         if not pixels:  # nobody has anything to say: a loss of zero that still reaches every parameter
             mode = student.training
             student.eval()  # batch normalisation is to learn nothing of black images

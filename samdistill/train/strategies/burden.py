@@ -32,6 +32,7 @@ def burden(training: Training) -> None:
         training.loss,
         config.pseudo.weight if labelled else 1.0,
         pseudo_loss=WeightedBCE(*source.pixels_by_class()) if weighted else training.loss,
+        spare=training.batches(training.labelled, config.batch - labelled, stream=4) if labelled else None,
         truth=training.hidden_truth,
     )
     training.fit(

@@ -54,15 +54,17 @@ def choose_refiner(training: Training, *, literal: bool = False) -> Refiner:
 
 
 def mixed(training: Training, source: Source) -> Mixed:
-    """Labelled and pseudo-labelled views, a fixed share of each in every batch."""
+    """Labelled and pseudo-labelled views, a fixed share of each in every batch that lacks no pseudo label."""
     config = training.config
     labelled = labelled_images(training, default=0.5)
+    unlabelled = config.batch - labelled
     return Mixed(
         training.batches(training.labelled, labelled, stream=1) if labelled else None,
-        training.batches(training.unlabelled, config.batch - labelled, stream=2),
+        training.batches(training.unlabelled, unlabelled, stream=2),
         source,
         training.loss,
         config.pseudo.weight,
+        spare=training.batches(training.labelled, unlabelled, stream=4) if labelled else None,
         truth=training.hidden_truth,
     )
 
