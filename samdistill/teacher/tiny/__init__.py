@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from segment_anything.modeling import Sam
 
 WEIGHTS = Path(__file__).with_name("tiny.safetensors")
+# No weight's shape tells what size of tokens it was trained for: others would load and be a little wrong.
+TRAINED_FOR = {"tokens": "56"}
 
 
 def load(path: Path = WEIGHTS) -> tuple[Sam, str]:
@@ -28,15 +31,18 @@ def load(path: Path = WEIGHTS) -> tuple[Sam, str]:
     InputRejected
         When the file is missing, damaged or of another network.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     from samdistill.errors import InputRejected
     from samdistill.io.files import sha256_file
     from samdistill.teacher.tiny.model import build
 
     try:
-        state = load_file(path)
+        with safe_open(path, "pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            trained_for = file.metadata() or {}
+        if any(trained_for.get(key) != value for key, value in TRAINED_FOR.items()):
+            raise RuntimeError(f"trained for {trained_for}, not {TRAINED_FOR}")
         model = build()
         model.load_state_dict({key: value.float() for key, value in state.items()})
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -44,3 +50,10 @@ def load(path: Path = WEIGHTS) -> tuple[Sam, str]:
         cure = "Install samdistill anew" if path == WEIGHTS else "Name what tiny.train wrote"
         raise InputRejected(f"{path} must hold the embedded teacher's weights: {detail}. {cure}.") from error
     return model, sha256_file(path)
+
+
+def save(state: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a network's state as it ships: fp16, with what it was trained for."""
+    from safetensors.torch import save_file
+
+    save_file({key: value.half().contiguous() for key, value in state.items()}, path, TRAINED_FOR)

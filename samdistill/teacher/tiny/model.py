@@ -1,6 +1,6 @@
 """The embedded teacher's network: SAM's prompt encoder and mask decoder behind a convolutional encoder.
 
-Input 256 x 256, 32 x 32 tokens of width 96, low-resolution masks of 128 x 128. Two things differ from SAM:
+Input 256 x 256, 56 x 56 tokens of width 96, low-resolution masks of 224 x 224. Two things differ from SAM:
 the image encoder, and that a box without a mask is also shown to the decoder as a picture, the ellipse
 inscribed in it, through SAM's own mask path. Knows neither training nor where the weights lie.
 """
@@ -19,6 +19,9 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTra
 
 SIZE = 256  # input, pixels
 STRIDE = 8
+# The encoder works on its input enlarged: what small objects lack is tokens, not detail.
+ENLARGED = 1.75
+PIXEL = STRIDE / (4 * ENLARGED)  # side of a low-resolution mask's pixel, in pixels of the input
 WIDTH = 96
 STAGES = ((24, 0), (48, 1), (96, 2), (160, 3), (192, 2))  # channels and blocks at strides 2, 4, 8, 16, 32
 
@@ -65,7 +68,8 @@ class TinyEncoder(nn.Module):
         self.out = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, 3, 256, 256) normalised pixels to (N, 96, 32, 32) embeddings."""
+        """(N, 3, 256, 256) normalised pixels to (N, 96, 56, 56) embeddings."""
+        x = functional.interpolate(x, scale_factor=ENLARGED, mode="bilinear", align_corners=False)
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -119,12 +123,12 @@ class PriorPromptEncoder(PromptEncoder):  # type: ignore[misc]
 
 
 def set_side(model: Sam, side: int) -> None:
-    """Let the network take another square than 256, a multiple of 32.
+    """Let the network take another square than 256, a multiple of 128.
 
     No weight depends on it: positions are encoded relative to the side. Training uses it, for cheap steps.
     """
     model.image_encoder.img_size = side
-    encoder, tokens = model.prompt_encoder, side // STRIDE
+    encoder, tokens = model.prompt_encoder, int(ENLARGED * side) // STRIDE
     encoder.input_image_size = (side, side)
     encoder.image_embedding_size = (tokens, tokens)
     encoder.mask_input_size = (4 * tokens, 4 * tokens)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from samdistill.teacher.decoder import UNUSED, PromptBatch, decode, encode_prompts
+from samdistill.teacher.tiny.model import PIXEL
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -80,13 +81,21 @@ def jitter(boxes: torch.Tensor, generator: torch.Generator, side: int, most: flo
     return torch.cat([low, torch.maximum(moved[..., 2:], low + 2)], dim=-1)
 
 
+def side_of(target: torch.Tensor) -> int:
+    """Side of the encoder's input that (..., h, w) targets in the low-resolution frame belong to."""
+    return round(target.shape[-1] * PIXEL)
+
+
 def to_indices(boxes: torch.Tensor) -> torch.Tensor:
     """Half-open boxes to SAM's pixel indices."""
     return boxes - boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
 
 
 def mask_loss(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Focal loss for soft targets plus Dice, one value an object.
+    """Focal loss for soft targets plus one minus their IoU, one value an object.
+
+    The IoU of soft masks is least over most, which is 1 where they are equal and nowhere else ("Jaccard
+    metric losses", Wang et al. 2023); Dice of products is best by masks that are harder than their targets.
 
     Parameters
     ----------
@@ -97,14 +106,14 @@ def mask_loss(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) 
     cross = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     focal = ((target - p) ** 2 + 0.05) * cross * weight
     focal = focal.sum(dim=(-1, -2)) / weight.sum(dim=(-1, -2))
-    overlap = (p * target).sum(dim=(-1, -2))
-    dice = 1 - (2 * overlap + 1) / (p.sum(dim=(-1, -2)) + target.sum(dim=(-1, -2)) + 1)
-    return 6 * focal + dice
+    shared = torch.minimum(p, target).sum(dim=(-1, -2))
+    iou = (shared + 1) / (torch.maximum(p, target).sum(dim=(-1, -2)) + 1)
+    return 4 * focal + 1.5 * (1 - iou)
 
 
 def surroundings(boxes: torch.Tensor, low: int) -> torch.Tensor:
-    """(N, low, low) weights, half the boxes' frame: 1 in the box grown by a third, 0.05 elsewhere."""
-    grid = (torch.arange(low) + 0.5) * 2
+    """(N, low, low) weights, low-resolution frame: 1 in the box grown by a third, 0.05 elsewhere."""
+    grid = (torch.arange(low) + 0.5) * PIXEL
     margin = (boxes[:, 2:] - boxes[:, :2]) * 0.33 + 4
     first, last = boxes[:, :2] - margin, boxes[:, 2:] + margin
     x = (grid > first[:, 0, None]) & (grid < last[:, 0, None])
@@ -117,7 +126,7 @@ def dense_loss(
 ) -> torch.Tensor:
     """Loss of the dense phase."""
     target, boxes = batch["targets"].float() / 255, batch["boxes"]
-    prior = model.prompt_encoder.box_prior(to_indices(jitter(boxes, generator, 2 * target.shape[-1])))[:, 0]
+    prior = model.prompt_encoder.box_prior(to_indices(jitter(boxes, generator, side_of(target))))[:, 0]
     border, logits = head(embeddings, prior, batch["owner"])
     edge = batch["border"].float() / 255
     outline = functional.binary_cross_entropy_with_logits(border.float(), edge, pos_weight=torch.tensor(3.0))
@@ -127,7 +136,7 @@ def dense_loss(
 
 
 def promptable_loss(
-    model: Sam, embeddings: torch.Tensor, batch: Batch, generator: torch.Generator, *, second: float = 0.5
+    model: Sam, embeddings: torch.Tensor, batch: Batch, generator: torch.Generator, *, second: float = 0.6
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Loss of the promptable phase: a first round by box or points, a second with its error and its logits.
 
@@ -151,11 +160,17 @@ def promptable_loss(
     logits2, scores2 = forward(model, unsure(embeddings[images[keep]], generator), again)
     none = torch.zeros(len(keep), dtype=torch.bool)
     loss2, parts2 = round_loss(logits2, scores2, target[keep], weight[keep], none)
-    loss = loss + second * loss2
+    # No worse than the mask it was given: what a second round loses counts three times.
+    before = mask_loss(best, target[keep], weight[keep])
+    worse = (mask_loss(logits2[:, 0], target[keep], weight[keep]) - before).clamp(min=0)
+    loss = loss + second * (loss2 + 2 * worse.mean())
     parts["second"] = parts2["iou"]
+    parts["second_gain"] = parts2["iou"] - float(ious(best, target[keep]).mean())
+    parts["worse"] = float(worse.detach().mean())
     with_box = prompt.has_box
     chosen = scores[:, 1:].argmax(dim=1, keepdim=True)
-    parts["points"] = float(ious(logits[:, 1:], target[:, None]).gather(1, chosen)[~with_box].mean())
+    if not with_box.all():
+        parts["points"] = float(ious(logits[:, 1:], target[:, None]).gather(1, chosen)[~with_box].mean())
     parts["box"] = float(ious(logits[:, 0], target)[with_box].mean())
     parts["ellipse"] = float(
         ious(model.prompt_encoder.box_prior(prompt.boxes)[:, 0], target)[with_box].mean()
@@ -163,7 +178,7 @@ def promptable_loss(
     return loss, parts
 
 
-def unsure(features: torch.Tensor, generator: torch.Generator, share: float = 0.4) -> torch.Tensor:
+def unsure(features: torch.Tensor, generator: torch.Generator, share: float = 0.5) -> torch.Tensor:
     """Weaken the evidence of a share of (N, C, h, w) embeddings: channels dropped, another's mixed in.
 
     So that the second round learns to believe its mask where a picture tells it little, as those of a kind
@@ -172,7 +187,7 @@ def unsure(features: torch.Tensor, generator: torch.Generator, share: float = 0.
     n, channels = features.shape[:2]
     some = (torch.rand(n, generator=generator) < share).to(features.dtype)[:, None, None, None]
     kept = (torch.rand(n, channels, 1, 1, generator=generator) > 0.25).to(features.dtype) / 0.75
-    mix = 0.4 * torch.rand(n, 1, 1, 1, generator=generator).to(features.dtype)
+    mix = 0.6 * torch.rand(n, 1, 1, 1, generator=generator).to(features.dtype)
     other = features[torch.randperm(n, generator=generator)]
     return torch.lerp(features, kept * ((1 - mix) * features + mix * other), some)
 
@@ -182,7 +197,7 @@ def box_score(model: Sam, batch: Batch, generator: torch.Generator) -> float:
     boxes, target, images = batch["boxes"], batch["targets"].float() / 255, batch["owner"]
     n, low = len(boxes), target.shape[-1]
     points, labels = empty_points(n)
-    moved = to_indices(jitter(boxes, generator, 2 * low, most=0.15))
+    moved = to_indices(jitter(boxes, generator, side_of(target), most=0.15))
     yes, no = torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
     prompt = PromptBatch(points, labels, moved, yes, torch.zeros(n, 1, low, low), no)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -233,19 +248,19 @@ def round_loss(
 
 
 def first_prompt(boxes: torch.Tensor, target: torch.Tensor, generator: torch.Generator) -> PromptBatch:
-    """A jittered box (50 %), a box with 1 to 3 points (15 %), one point (20 %), several points (15 %)."""
+    """A jittered box (45 %), a box with 1 to 3 points (20 %), one point (18 %), several points (17 %)."""
     n = len(boxes)
     kind = torch.rand(n, generator=generator)
     points, labels = empty_points(n)
     inside, _ = pick_pixels(target > 0.5, 3, generator)
     count = torch.randint(1, 4, (n,), generator=generator)
-    count = torch.where(kind < 0.5, 0, torch.where((kind > 0.65) & (kind < 0.85), 1, count))
+    count = torch.where(kind < 0.45, 0, torch.where((kind > 0.65) & (kind < 0.83), 1, count))
     slots = torch.arange(3)[None] < count[:, None]
     points[:, :3], labels[:, :3] = inside, torch.where(slots, 1, UNUSED)
     has_box = kind < 0.65
     labels[:, 3] = torch.where(has_box, UNUSED, -1)
     none = torch.zeros(n, 1, *target.shape[-2:])
-    moved = to_indices(jitter(boxes, generator, 2 * target.shape[-1]))
+    moved = to_indices(jitter(boxes, generator, side_of(target)))
     return PromptBatch(points, labels, moved, has_box, none, torch.zeros(n, dtype=torch.bool))
 
 
@@ -256,7 +271,7 @@ def next_prompt(
     logits: torch.Tensor,
     generator: torch.Generator,
 ) -> PromptBatch:
-    """The last logits as mask, with points, the box kept (35 %).
+    """The last logits as mask, with points, the box kept (45 %).
 
     The points: the middle of the last mask, as one asks without knowing the truth (55 %); or one from the
     error region or none, and up to two of the object.
@@ -267,7 +282,7 @@ def next_prompt(
     points, labels = empty_points(n)
     wrong, exists = pick_pixels(truth ^ mask, 1, generator)
     inside, _ = pick_pixels(truth, 2, generator)
-    at = (wrong[:, 0] / 2).long().clamp(0, target.shape[-1] - 1)
+    at = (wrong[:, 0] / PIXEL).long().clamp(0, target.shape[-1] - 1)
     positive = truth[torch.arange(n), at[:, 1], at[:, 0]]
     use_error = exists & (kind < 0.35)
     points[:, 0], labels[:, 0] = wrong[:, 0], torch.where(use_error, positive.long(), UNUSED)
@@ -276,7 +291,7 @@ def next_prompt(
     count = torch.randint(0, 3, (n,), generator=generator) * ~central
     points[:, 1:3] = inside
     labels[:, 1:3] = torch.where(torch.arange(2)[None] < count[:, None], 1, UNUSED)
-    has_box = before.has_box & (torch.rand(n, generator=generator) < 0.35)
+    has_box = before.has_box & (torch.rand(n, generator=generator) < 0.45)
     labels[:, 3] = torch.where(has_box, UNUSED, -1)
     return PromptBatch(
         points, labels, before.boxes, has_box, logits[:, None], torch.rand(n, generator=generator) < 0.9
@@ -296,15 +311,15 @@ def pick_pixels(
     Returns
     -------
     tuple
-        (N, count, 2) float32 xy, in the frame of twice the masks' side, pixel centres at integers; (N,) bool
-        whether the mask has any pixel.
+        (N, count, 2) float32 xy, encoder's input frame, pixel centres at integers; (N,) bool whether
+        the mask has any pixel.
     """
     flat = masks.flatten(1).float()
     exists = flat.sum(dim=1) > 0
     index = torch.multinomial(flat + (~exists)[:, None].float(), count, replacement=True, generator=generator)
     low = masks.shape[-1]
     xy = torch.stack([index % low, index // low], dim=-1).float()
-    return (xy + 0.5) * 2 - 0.5, exists
+    return (xy + 0.5) * PIXEL - 0.5, exists
 
 
 def middles(masks: torch.Tensor) -> torch.Tensor:
@@ -316,7 +331,7 @@ def middles(masks: torch.Tensor) -> torch.Tensor:
     far = (index - x[:, None])[:, None, :] ** 2 + (index - y[:, None])[:, :, None] ** 2
     nearest = far.masked_fill(~masks, torch.inf).flatten(1).argmin(dim=1)
     side = masks.shape[-1]
-    return (torch.stack([nearest % side, nearest // side], dim=1) + 0.5) * 2 - 0.5
+    return (torch.stack([nearest % side, nearest // side], dim=1) + 0.5) * PIXEL - 0.5
 
 
 def metrics(parts: list[dict[str, Any]]) -> str:

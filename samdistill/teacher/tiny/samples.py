@@ -22,15 +22,16 @@ from samdistill import phantoms
 from samdistill.components import label
 from samdistill.io.files import atomic_write, remove_leftovers
 from samdistill.teacher.tiny import pictures
+from samdistill.teacher.tiny.model import PIXEL
 from samdistill.teacher.tiny.split import TRAINED_SETS, held_out
 
 SIZE = 256  # the frame samples are composed in; they may be drawn smaller
 HELD_OUT_PICTURES = 200
 LEAST_PX = 12  # of an object, in the sampler's frame
 # Shares shown whole, as in use, bent (a head stays an ellipse) and recoloured.
-WHOLE = {"pictures": 0.35, "nuclei": 0.65, "nerves": 0.75, "fetal_head": 0.6}
-BENT = {"pictures": 0.0, "nuclei": 0.3, "nerves": 0.3, "fetal_head": 0.0}
-RECOLOURED = {"pictures": 0.8, "nuclei": 0.6, "nerves": 0.3, "fetal_head": 0.4}
+WHOLE = {"pictures": 0.35, "nuclei": 0.85, "nerves": 0.75, "fetal_head": 0.6}
+BENT = {"pictures": 0.0, "nuclei": 0.4, "nerves": 0.45, "fetal_head": 0.0}
+RECOLOURED = {"pictures": 0.8, "nuclei": 0.6, "nerves": 0.4, "fetal_head": 0.4}
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -124,31 +125,34 @@ class Sampler:
         self.objects = objects
         self.names, self.weights = list(shares), np.array(list(shares.values())) / sum(shares.values())
 
-    def source(self, rng: np.random.Generator) -> tuple[str, Source]:
-        """Pick one picture."""
-        name = self.names[rng.choice(len(self.names), p=self.weights)]
+    def kind(self, rng: np.random.Generator) -> str:
+        """Pick the set that the next sample is of."""
+        return self.names[rng.choice(len(self.names), p=self.weights)]
+
+    def source(self, rng: np.random.Generator, name: str) -> Source:
+        """Pick one of a set's pictures."""
         if name == "pictures":
             i = int(rng.integers(sum(len(images) for images, _ in self.made)))
             for images, bits in self.made:  # noqa: B007
                 if i < len(images):
                     break
                 i -= len(images)
-            return name, Source(np.array(images[i]), np.array(bits[i]), planes=True)
-        return name, self.real[name][rng.integers(len(self.real[name]))]
+            return Source(np.array(images[i]), np.array(bits[i]), planes=True)
+        return self.real[name][rng.integers(len(self.real[name]))]
 
-    def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        """Draw one sample.
+    def draw(self, rng: np.random.Generator, name: str) -> dict[str, Any]:
+        """Draw one sample of a set.
 
         Returns
         -------
         dict
-            With S the sampler's side and P as many objects as asked for of such a picture: `image` (S, S, 3)
-            uint8; `content` (2,) int64 height and width that are not padding; `targets` (P, S/2, S/2) uint8
-            covered share x 255; `boxes` (P, 4) float32 half-open, exact; `border` (S/2, S/2) uint8 share of
-            pixels on an object's outline x 255.
+            With S the sampler's side, L that of its low-resolution masks and P as many objects as asked for
+            of such a picture: `image` (S, S, 3) uint8; `content` (2,) int64 height and width that are not
+            padding; `targets` (P, L, L) uint8 covered share x 255; `boxes` (P, 4) float32 half-open, exact;
+            `border` (L, L) uint8 share of pixels on an object's outline x 255.
         """
         while True:
-            name, source = self.source(rng)
+            source = self.source(rng, name)
             if source.image.std() < 2:
                 continue
             sample = self._cut(rng, name, source)
@@ -172,11 +176,16 @@ class Sampler:
         height, width = (max(1, int(length * shrink + 0.5)) for length in content)
         image = _warp(source.image, matrix, (width, height))
         labels = cv2.warpAffine(source.labels, matrix, (width, height), flags=cv2.INTER_NEAREST)
+        # Twice as fine: outlines rounded to whole pixels would teach small objects a pixel wrong.
+        finer = 2 * matrix
+        finer[:, 2] += 0.5
+        fine = cv2.warpAffine(source.labels, finer, (2 * width, 2 * height), flags=cv2.INTER_NEAREST)
         if rng.random() < BENT[name]:
             maps = bend(rng, (width, height))
             image = cv2.remap(image, *maps, cv2.INTER_LINEAR)
             labels = cv2.remap(labels, *maps, cv2.INTER_NEAREST)
-        masks: list[npt.NDArray[np.bool_]] = []
+            fine = cv2.remap(fine, _doubled(maps[0]), _doubled(maps[1]), cv2.INTER_NEAREST)
+        masks: list[tuple[npt.NDArray[np.bool_], int]] = []
         most = self.objects[name]
         border = np.zeros((height, width), np.uint8)
         present = [chosen, *rng.permutation([k for k in ids if k != chosen])]
@@ -188,7 +197,7 @@ class Sampler:
                 continue
             border |= cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
             if len(masks) < most:
-                masks.append(mask)
+                masks.append((mask, k))
         if not masks:
             return None
         while len(masks) < most:
@@ -198,15 +207,19 @@ class Sampler:
         return {
             "image": canvas,
             "content": np.array([height, width]),
-            "targets": np.stack([self._low(mask.astype(np.uint8)) for mask in masks]),
-            "boxes": np.stack([bounding_box(mask) for mask in masks]).astype(np.float32),
-            "border": self._low(border),
+            "targets": np.stack(
+                [self._low(source.member(fine, source.planes, k).astype(np.uint8)) for _, k in masks]
+            ),
+            "boxes": np.stack([bounding_box(mask) for mask, _ in masks]).astype(np.float32),
+            "border": self._low(np.repeat(np.repeat(border, 2, axis=0), 2, axis=1)),
         }
 
     def _low(self, mask: Pixels) -> Pixels:
-        canvas = np.zeros((self.side, self.side), np.uint8)
+        """Bring a mask at twice the sampler's frame to the low-resolution one."""
+        canvas = np.zeros((2 * self.side, 2 * self.side), np.uint8)
         canvas[: mask.shape[0], : mask.shape[1]] = mask * 255
-        low: Pixels = cv2.resize(canvas, (self.side // 2, self.side // 2), interpolation=cv2.INTER_AREA)
+        side = round(self.side / PIXEL)
+        low: Pixels = cv2.resize(canvas, (side, side), interpolation=cv2.INTER_AREA)
         return low
 
 
@@ -249,6 +262,12 @@ def bend(rng: np.random.Generator, size: tuple[int, int]) -> tuple[npt.NDArray[A
     shift = (reach * rng.standard_normal((cells, cells, 2))).astype(np.float32)
     shift = cv2.resize(shift, size, interpolation=cv2.INTER_CUBIC)
     return x + shift[..., 0], y + shift[..., 1]
+
+
+def _doubled(places: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """One of `bend`'s maps in the frame twice as fine."""
+    fine: npt.NDArray[Any] = cv2.resize(places, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
+    return 2 * fine + 0.5
 
 
 def _zoom(

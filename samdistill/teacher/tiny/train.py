@@ -5,8 +5,10 @@ pictures (a quarter of the cost; no weight depends on the size), prompts at full
 the time spent, not with steps, since how many steps fit depends on the machine. A checkpoint is kept every
 few minutes and a run started again in the same folder goes on where it stopped. Under torchrun the
 processes share each step; on a CPU that other work keeps busy, one process a core with one thread each is
-several times faster than one process with as many threads. Needs the extras `train` and `test` (opencv
-draws).
+several times faster than one process with as many threads, and an allocator that keeps for a while what is
+freed (LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=dirty_decay_ms:10000) takes up to a third off each step; one
+that keeps it for ever fills the memory within the hour.
+Needs the extras `train` and `test` (opencv draws).
 """
 
 from __future__ import annotations
@@ -22,11 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch.utils.data import DataLoader, IterableDataset
 
 from samdistill.io.files import atomic_write
-from samdistill.teacher.tiny import load
+from samdistill.teacher.tiny import load, save
 from samdistill.teacher.tiny.model import SIZE, WIDTH, build, set_side
 from samdistill.teacher.tiny.recipe import (
     DenseHead,
@@ -38,7 +39,7 @@ from samdistill.teacher.tiny.recipe import (
 )
 from samdistill.teacher.tiny.samples import Sampler, cache_pictures
 
-SHARES = {"pictures": 0.28, "nuclei": 0.20, "nerves": 0.43, "fetal_head": 0.09}
+SHARES = {"pictures": 0.30, "nuclei": 0.25, "nerves": 0.38, "fetal_head": 0.07}
 
 
 @dataclass(frozen=True)
@@ -58,28 +59,30 @@ MANY = {"pictures": 4, "nuclei": 12, "nerves": 4, "fetal_head": 2}
 STAGES = (
     Stage(until=0.08, side=128, batch=16, objects=FOUR, prompts=False, dense=1.0),
     Stage(until=0.32, side=128, batch=8, objects=FOUR, prompts=True, dense=0.3),
-    Stage(until=0.70, side=64, batch=24, objects=FOUR, prompts=True, dense=0.3),
+    Stage(until=0.70, side=128, batch=8, objects=FOUR, prompts=True, dense=0.3),
     Stage(until=0.84, side=128, batch=8, objects=FOUR, prompts=True, dense=0.3),
     Stage(until=1.00, side=256, batch=6, objects=FOUR, prompts=True, dense=0.3),
 )
-FURTHER = (Stage(until=1.00, side=256, batch=6, objects=MANY, prompts=True, dense=0.0),)
+FURTHER = (Stage(until=1.00, side=256, batch=4, objects=MANY, prompts=True, dense=0.0),)
 
 
 class Stream(IterableDataset[dict[str, torch.Tensor]]):
     """Endless batches; the worker reads the pictures itself."""
 
-    def __init__(self, data: Path, cache: Path, stage: Stage, seed: int) -> None:
-        self.data, self.cache, self.stage, self.seed = data, cache, stage, seed
+    def __init__(self, data: Path, cache: Path, stage: Stage, seed: int, rank: int) -> None:
+        self.data, self.cache, self.stage, self.seed, self.rank = data, cache, stage, seed, rank
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         import cv2
 
         cv2.setNumThreads(1)
-        rng = np.random.default_rng(self.seed)
+        rng = np.random.default_rng(self.seed + self.rank)
+        # All processes draw of the same sets, so that none waits for one with more objects.
+        kinds = np.random.default_rng(self.seed)
         stage = self.stage
         sampler = Sampler(self.data, self.cache, objects=stage.objects, shares=SHARES, side=stage.side)
         while True:
-            yield collate([sampler.draw(rng) for _ in range(stage.batch)])
+            yield collate([sampler.draw(rng, sampler.kind(kinds)) for _ in range(stage.batch)])
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -161,17 +164,16 @@ class Trainer:
             torch.save(state, temporary)
 
     def save_weights(self, name: str) -> None:
-        """Write the running average as it ships: fp16, without what training alone needs."""
-        half = {key: value.half().contiguous() for key, value in self.averaged.items()}
+        """Write the running average as it ships, without what training alone needs."""
         with atomic_write(self.args.out / name) as temporary:
-            save_file(half, temporary)
+            save(self.averaged, temporary)
 
     def run(self, stage: Stage) -> None:
         """Train until the stage's share of the time is spent."""
         set_side(self.model, stage.side)
-        seed = 1000 * (self.args.seed + self.step) + self.rank
-        generator = torch.Generator().manual_seed(seed)
-        stream = Stream(self.args.data, self.args.out / "cache", stage, seed)
+        seed = 1000 * (self.args.seed + self.step)
+        generator = torch.Generator().manual_seed(seed + self.rank)
+        stream = Stream(self.args.data, self.args.out / "cache", stage, seed, self.rank)
         check = self.held_out_batches(stage) if stage.prompts and self.rank == 0 else {}
         start = time.monotonic() - self.spent
         # Spawned: opencv's threads do not survive a fork.
@@ -226,7 +228,7 @@ class Trainer:
                 self.args.data, cache, objects={name: 3}, shares={name: 1.0}, side=stage.side, hold_out=True
             )
             rng = np.random.default_rng(1)
-            batches[name] = collate([sampler.draw(rng) for _ in range(24)])
+            batches[name] = collate([sampler.draw(rng, name) for _ in range(24)])
         return batches
 
     def validate(self, batches: dict[str, dict[str, torch.Tensor]], stage: Stage) -> None:
