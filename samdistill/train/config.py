@@ -179,8 +179,8 @@ class PseudoConfig:
     supervised_share
         Share of the steps that the supervised phase takes; the student's second phase takes the rest.
     labelled_share
-        Share of labelled images in each batch of the second phase, more where pseudo labels are skipped; None:
-        0.5, but 0 with burden, whose second student learns from pseudo labels alone.
+        Share of labelled images in each batch of the second phase, more where pseudo labels are skipped;
+        None: 0.5, but 0 with burden, whose second student learns from pseudo labels alone.
     loss
         Strategy burden, on pseudo labels: "weighted-bce" (the paper's), each class weighted by how rare it
         is, or "dice-bce", as on labels.
