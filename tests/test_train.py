@@ -192,7 +192,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_what_to_do(
 def test_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(
     data: Path, tiny: Path, tmp_path: Path
 ) -> None:
-    words = [str(data), "--config", str(tiny), "--max-steps", "24", "--keep", "last"]
+    words = [str(data), "--config", str(tiny), "--max-steps", "24"]
     subprocess.run(command(*words, "--out", str(tmp_path / "whole")), check=True, env=environment())
     for number in range(1, 4):
         process = subprocess.Popen(
@@ -220,8 +220,6 @@ def test_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(
         for record in [*state.get("history", []), *other_state.get("history", [])]:
             del record["seconds"]
         assert state == other_state
-    kept, last = whole.load_tensors("student")[0], whole.load_tensors("last")[0]
-    assert all(torch.equal(kept[key], last[f"student.{key}"]) for key in kept), "--keep last"
     assert not list((tmp_path / "killed").glob(".*.tmp"))
 
 
@@ -249,6 +247,8 @@ def test_two_processes_share_each_batch(data: Path, tiny: Path, tmp_path: Path) 
             str(tmp_path / "run"),
             "--device",
             "cpu",
+            "--keep",
+            "last",
         ],
         env=environment(),
         capture_output=True,
@@ -256,7 +256,11 @@ def test_two_processes_share_each_batch(data: Path, tiny: Path, tmp_path: Path) 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert Run.load(tmp_path / "run").record.result["steps"] == 9
+    run = Run.load(tmp_path / "run")
+    assert run.record.result["steps"] == 9
+    assert run.config.keep == "last"
+    kept, last = run.load_tensors("student")[0], run.load_tensors("last")[0]
+    assert all(torch.equal(kept[key], last[f"student.{key}"]) for key in kept)
 
 
 @pytest.fixture(scope="module")

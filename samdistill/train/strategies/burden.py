@@ -8,10 +8,9 @@ on the pseudo labels.
 from __future__ import annotations
 
 from samdistill.train.losses import WeightedBCE
-from samdistill.train.mixed import Mixed
 from samdistill.train.sources import Stored, make_labels
 from samdistill.train.store import PseudoStore
-from samdistill.train.strategies.mine import choose_refiner, labelled_images
+from samdistill.train.strategies.mine import choose_refiner, labelled_images, mixed
 from samdistill.train.strategies.supervised import first_of_two
 from samdistill.train.training import Training
 
@@ -25,15 +24,12 @@ def burden(training: Training) -> None:
     labelled = labelled_images(training, default=0.0)
     source = Stored(training.unlabelled, store, config.pseudo)
     weighted = config.pseudo.loss != "dice-bce"
-    objective = Mixed(
-        training.batches(training.labelled, labelled, stream=1) if labelled else None,
-        training.batches(training.unlabelled, config.batch - labelled, stream=2),
+    objective = mixed(
+        training,
         source,
-        training.loss,
-        config.pseudo.weight if labelled else 1.0,
+        labelled=labelled,
+        weight=config.pseudo.weight if labelled else 1.0,
         pseudo_loss=WeightedBCE(*source.pixels_by_class()) if weighted else training.loss,
-        spare=training.batches(training.labelled, config.batch - labelled, stream=4) if labelled else None,
-        truth=training.hidden_truth,
     )
     training.fit(
         training.new_student(1),

@@ -7,7 +7,7 @@ stratified.
 
 from __future__ import annotations
 
-from samdistill.train.mixed import Mixed, Source
+from samdistill.train.mixed import Loss, Mixed, Source
 from samdistill.train.pseudo import LiteralRefiner, Refiner, TeacherRefiner
 from samdistill.train.random_walker import RandomWalkerRefiner
 from samdistill.train.sources import Continuous, ContinuousViews, Stored, make_labels
@@ -53,17 +53,29 @@ def choose_refiner(training: Training, *, literal: bool = False) -> Refiner:
     return TeacherRefiner(training.embedded, training.refine)
 
 
-def mixed(training: Training, source: Source) -> Mixed:
-    """Labelled and pseudo-labelled views, a fixed share of each in every batch that lacks no pseudo label."""
+def mixed(
+    training: Training,
+    source: Source,
+    *,
+    labelled: int | None = None,
+    weight: float | None = None,
+    pseudo_loss: Loss | None = None,
+) -> Mixed:
+    """Labelled and pseudo-labelled views, a fixed share of each in every batch that lacks no pseudo label.
+
+    `labelled` images of each batch, by default the run's share or else half; lambda is `weight` or the run's.
+    """
     config = training.config
-    labelled = labelled_images(training, default=0.5)
+    if labelled is None:
+        labelled = labelled_images(training, default=0.5)
     unlabelled = config.batch - labelled
     return Mixed(
         training.batches(training.labelled, labelled, stream=1) if labelled else None,
         training.batches(training.unlabelled, unlabelled, stream=2),
         source,
         training.loss,
-        config.pseudo.weight,
+        config.pseudo.weight if weight is None else weight,
+        pseudo_loss=pseudo_loss,
         spare=training.batches(training.labelled, unlabelled, stream=4) if labelled else None,
         truth=training.hidden_truth,
     )
