@@ -403,6 +403,24 @@ def test_frames_are_looked_for_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal([stack.image(k) for k in range(50)], values)
 
 
+def test_a_palette_of_8_bits_may_lie_in_words_of_16(tmp_path: Path) -> None:
+    """And some files say that its 8 bits are 16; shifted down, either would be a black picture."""
+    indices = np.arange(72, dtype=np.uint8).reshape(8, 9)
+    entries = np.arange(256)
+    for bits, words in (
+        (8, entries.astype("u1")),
+        (8, entries.astype("<u2")),
+        (16, entries.astype("<u2")),
+        (16, (257 * entries).astype("<u2")),
+    ):
+        made = dicoms.dataset(indices, photometric="PALETTE COLOR")
+        for colour in ("Red", "Green", "Blue"):
+            setattr(made, f"{colour}PaletteColorLookupTableDescriptor", [256, 0, bits])
+            setattr(made, f"{colour}PaletteColorLookupTableData", words.tobytes())
+        colours = read(dicoms.save(tmp_path / "p.dcm", made))
+        np.testing.assert_array_equal(colours, np.repeat(indices[..., None], 3, axis=2), err_msg=str(bits))
+
+
 def test_palettes_that_unfold_without_end_are_refused(tmp_path: Path) -> None:
     def read_with(words: list[int]) -> Any:
         made = dicoms.dataset(np.full((8, 9), 2, np.uint8), photometric="PALETTE COLOR")

@@ -20,6 +20,8 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
+from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from samdistill.errors import InputRejected
 from samdistill.intensity import IntensityRule
@@ -220,6 +222,23 @@ def test_a_png_is_turned_wherever_it_says_so(tmp_path: Path, colours: str, place
     assert read_image(tmp_path / "a.png").shape == (6, 4, 3)
     assert image_size(tmp_path / "a.png") == (6, 4)
     assert image_size(tmp_path / "a.png", content=content) == (6, 4)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
+def test_an_orientation_told_by_xmp_alone_turns_size_and_pixels_alike(tmp_path: Path, suffix: str) -> None:
+    xmp = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    path, picture = tmp_path / f"a{suffix}", PillowImage.new("L", (6, 4))
+    if suffix == ".png":
+        text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        picture.save(path, pnginfo=text)
+    elif suffix == ".tif":
+        tags = ImageFileDirectory_v2()
+        tags[700], tags.tagtype[700] = xmp, 1
+        picture.save(path, tiffinfo=tags)
+    else:
+        picture.save(path, xmp=xmp)
+    assert read_image(path).shape == image_size(path) == image_size(path, content=path.read_bytes()) == (6, 4)
 
 
 def test_16_bit_pictures_are_turned_as_well(tmp_path: Path) -> None:

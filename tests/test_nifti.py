@@ -21,6 +21,7 @@ from samdistill.train.run import Run
 
 RNG = np.random.default_rng(7)
 SHAPE = (12, 10, 4)  # x, y, slices
+AFFINE = np.array([[0.5, 0.1, 0, -10], [-0.1, 0.5, 0, -20], [0, 0, 2, 5], [0, 0, 0, 1]])
 PLACES = ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "quatern_c", "quatern_d")
 PLACES += ("qoffset_x", "qoffset_y", "qoffset_z", "pixdim", "xyzt_units", "dim")
 
@@ -147,6 +148,41 @@ def test_what_is_written_lies_where_the_input_lies_byte_for_byte(
     assert b"made" in plain
 
 
+def placed(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(values, affine), path)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_mask_that_lies_in_the_patient_as_its_image_but_not_in_the_file_is_refused(
+    tmp_path: Path, axis: int
+) -> None:
+    """The same mask with an axis stored backwards, as other programs do, would be read mirrored."""
+    scan, truth = volume(dtype=np.uint8), volume(dtype=np.uint8) % 2
+    placed(tmp_path / "images" / "a.nii", scan, AFFINE)
+    placed(tmp_path / "masks" / "a.nii", truth, AFFINE)
+    (case, *_) = open_dataset(tmp_path).cases
+    np.testing.assert_array_equal(case.read_masks()[0], truth[:, :, 0].T)
+
+    mirrored = AFFINE.copy()
+    mirrored[:, axis] *= -1
+    mirrored[:, 3] += AFFINE[:, axis] * (truth.shape[axis] - 1)
+    other = nibabel.Nifti1Image(np.flip(truth, axis), mirrored)
+    np.testing.assert_array_equal(
+        nibabel.as_closest_canonical(other).dataobj, truth, err_msg="in the patient it is the same"
+    )
+    nibabel.save(other, tmp_path / "masks" / "a.nii")
+    (case, *_) = open_dataset(tmp_path).cases
+    with pytest.raises(InputRejected, match=r"a\.nii must lie as its image does"):
+        case.read_masks()
+    assert any("must lie as its image" in str(problem) for problem in check_data(tmp_path).problems)
+
+    for unsaid in (np.eye(4), np.diag([-1.0, -1.0, 1.0, 1.0])):  # of programs that know no place
+        placed(tmp_path / "masks" / "a.nii", truth, unsaid)
+        (case, *_) = open_dataset(tmp_path).cases
+        np.testing.assert_array_equal(case.read_masks()[0], truth[:, :, 0].T)
+
+
 def header_with(path: Path, **fields: Any) -> bytes:
     """A file whose header claims what is not so."""
     content = bytearray(save(path, volume()).read_bytes())
@@ -165,6 +201,8 @@ def test_bombs_and_damage_are_refused_with_a_message(tmp_path: Path) -> None:
         "none": (header_with(tmp_path / "n.nii", dim=[3, 12, 0, 4, 1, 1, 1, 1]), "must hold an image"),
         "minus": (header_with(tmp_path / "m.nii", dim=[3, 12, -5, 4, 1, 1, 1, 1]), "NIfTI|hold an image"),
         "time": (header_with(tmp_path / "t.nii", dim=[4, 12, 10, 2, 2, 1, 1, 1]), "two or three dimensions"),
+        "none said": (header_with(tmp_path / "z.nii", vox_offset=0), "voxels at byte"),
+        "in the header": (header_with(tmp_path / "h.nii", vox_offset=348), "voxels at byte"),
         "far": (header_with(tmp_path / "f.nii", vox_offset=2**31), "voxels at byte"),
         "type": (header_with(tmp_path / "y.nii", datatype=1792), "numbers or RGB"),
     }
@@ -226,9 +264,9 @@ def test_a_volume_in_a_data_folder_is_a_group_whose_slices_are_cases(tmp_path: P
     """Images and masks alike; a picture beside them is a case of its own."""
     scans = {name: volume() for name in ("a", "b")}
     for name, values in scans.items():
-        save(tmp_path / "images" / f"{name}.nii.gz", values)
+        placed(tmp_path / "images" / f"{name}.nii.gz", values, AFFINE)
     masks = RNG.integers(0, 2, SHAPE).astype(np.uint8)
-    save(tmp_path / "masks" / "a.nii", masks)
+    placed(tmp_path / "masks" / "a.nii", masks, AFFINE)
     (tmp_path / "images" / "c.png").parent.mkdir(exist_ok=True)
     write_mask(tmp_path / "images" / "c.png", np.zeros((9, 9), np.uint8))
     write_mask(tmp_path / "masks" / "c.png", np.eye(9, dtype=np.uint8))
@@ -242,7 +280,7 @@ def test_a_volume_in_a_data_folder_is_a_group_whose_slices_are_cases(tmp_path: P
     report = check_data(tmp_path)
     assert (report.readable, report.labelled, report.groups) == (9, 5, 3)
     before = dataset.fingerprint()
-    save(tmp_path / "masks" / "a.nii", 1 - masks)
+    placed(tmp_path / "masks" / "a.nii", 1 - masks, AFFINE)
     assert open_dataset(tmp_path).fingerprint() != before
 
 

@@ -75,7 +75,8 @@ class Case:
         Raises
         ------
         InputRejected
-            When a file cannot be read, has another size than the image or a value that is no class.
+            When a file cannot be read, has another size than the image, lies in the patient in another way,
+            or has a value that is no class.
         ValueError
             When the case is unlabelled, or its class names are not known yet.
         """
@@ -83,7 +84,7 @@ class Case:
             raise ValueError(f"case {self.id} must be labelled for its masks to be read, and is not.")
         if not self.code.class_names:
             raise ValueError("class names must be known before masks are read. Call Dataset.with_classes().")
-        return self.code.decode(self.mask_paths, self._stack().size, self.index)
+        return self.code.decode(self.mask_paths, self._stack(), self.index)
 
     def without_labels(self) -> Case:
         """The same case with no way left to its masks."""

@@ -25,7 +25,7 @@ from samdistill.errors import InputRejected
 from samdistill.intensity import MeasuredPixels
 from samdistill.io.codestream import RLE, frame_problem, palette_entries, transfer_syntax_and_inflated_size
 from samdistill.io.images import Pixels
-from samdistill.io.stack import Format, check_index, check_sizes
+from samdistill.io.stack import Direction, Format, check_index, check_sizes
 
 MAX_INFLATED = 1 << 30
 MAX_PALETTE = 1 << 16
@@ -75,6 +75,11 @@ class DicomStack:
     _count: int
     format: Format = "dicom"
 
+    @property
+    def directions(self) -> tuple[Direction, ...] | None:
+        """See `Stack.directions`; of rows and columns alone, since frames may come in any order."""
+        return guarded(self.path, "its orientation", lambda: _directions(self.dataset))
+
     def __len__(self) -> int:
         return self._count
 
@@ -93,7 +98,8 @@ class DicomStack:
         if photometric == "PALETTE COLOR":
             guarded(self.path, "its palette", lambda: _check_palette(self.path, dataset))
             colours = guarded(self.path, "its palette", lambda: apply_color_lut(stored, dataset))
-            return np.ascontiguousarray(colours >> 8 if colours.dtype == np.uint16 else colours, np.uint8)
+            deep = colours.dtype == np.uint16 and guarded(self.path, "its palette", lambda: _is_deep(dataset))
+            return np.ascontiguousarray(colours >> 8 if deep else colours, np.uint8)
         return guarded(self.path, "its grey values", lambda: _grey(stored, dataset, index))
 
 
@@ -251,6 +257,17 @@ def _check_palette(path: Path, dataset: Dataset) -> None:
             )
 
 
+def _is_deep(dataset: Dataset) -> bool:
+    """Whether a palette of 16-bit words has 16 bits; those of 8 may lie in such (PS3.3 C.7.6.3.1.6).
+
+    Some files say 16 of what has 8.
+    """
+    tables = [dataset.get(f"{colour}PaletteColorLookupTableData") for colour in ("Red", "Green", "Blue")]
+    if int(dataset.RedPaletteColorLookupTableDescriptor[2]) == 8:
+        return False
+    return not all(tables) or any(int(np.frombuffer(one, _word(dataset)).max()) > 255 for one in tables)
+
+
 def _grey(stored: npt.NDArray[Any], dataset: Dataset, index: int) -> Pixels:
     """Stored values (H, W) to measured ones and, where the file says how, what is shown of them."""
     bits, signed = int(dataset.BitsStored), bool(dataset.get("PixelRepresentation", 0))
@@ -377,6 +394,18 @@ def _spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
             return None
         y, x = (abs(float(regions[0][f"PhysicalDelta{axis}"].value)) * MM_PER_CM for axis in "YX")
     return (y, x) if 0 < x < np.inf and 0 < y < np.inf else None
+
+
+def _directions(dataset: Dataset) -> tuple[Direction, ...] | None:
+    """`Stack.directions` of rows and columns; None where the frames have several."""
+    frames = range(len(dataset.get(_FUNCTIONAL_GROUPS[0]) or ()) or 1)
+    key = "ImageOrientationPatient"
+    items = [_functional_group(dataset, k, "PlaneOrientationSequence", key) for k in frames]
+    values = items[0].get(key)
+    if not values or len(values) != 6 or any(item.get(key) != values for item in items):
+        return None
+    x0, y0, z0, x1, y1, z1 = (float(value) for value in values)
+    return (-x0, -y0, z0), (-x1, -y1, z1)  # DICOM's axes lead to the left and to the back
 
 
 def _equal(spacing: Sequence[Any] | None, other: tuple[float, float]) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 from PIL import ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from samdistill.arrays import describe
 from samdistill.errors import InputRejected
@@ -49,6 +50,7 @@ DAMAGE = (
     PillowImage.DecompressionBombWarning,
 )
 _ORIENTATION = 274  # the EXIF tag; 5..8 swap height and width
+_TURNING = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow finds one
 _SAMPLE_FORMAT, _SIGNED = 339, 2  # of a TIFF; without one its values are unsigned
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # of a TIFF; a tile is decoded whole, however little of it is shown
 
@@ -134,12 +136,13 @@ def image_size(
         return plain
     with _opened(Path(path), max_pixels, decode=False, content=content) as image:
         width, height = image.size
-        # Pillow turns TIFF sizes itself, and decodes a whole PNG to look for EXIF behind its pixels.
-        turned = (
-            image.format != "TIFF"
-            and (image.format != "PNG" or "exif" in image.info or _turned_behind(Path(path), content))
-            and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        )
+        # Pillow turns a TIFF's size by its own tag, and decodes a whole PNG to look for EXIF behind its pixels.
+        may_turn = image.format not in ("PNG", "TIFF") or bool(_TURNING & image.info.keys())
+        if isinstance(image, TiffImageFile):
+            may_turn &= _ORIENTATION not in image.tag_v2
+        elif not may_turn:
+            may_turn = _turned_behind(Path(path), content)
+        turned = may_turn and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         return (width, height) if turned else (height, width)
 
 

@@ -12,7 +12,7 @@ from samdistill.arrays import Mask, Masks
 from samdistill.errors import InputRejected
 from samdistill.io.dataset_toml import DATASET_TOML
 from samdistill.io.images import Pixels
-from samdistill.io.stack import open_stack, read_mask
+from samdistill.io.stack import Stack, open_stack, read_mask
 
 MAX_INFERRED_CLASSES = 64
 
@@ -42,7 +42,7 @@ class MaskCode:
     threshold: int | None = None
 
     def decode(
-        self, paths: Sequence[Path | None], size: tuple[int, int], index: int | None = None
+        self, paths: Sequence[Path | None], image: Stack, index: int | None = None
     ) -> tuple[Masks, Mask]:
         """Read a case's mask files.
 
@@ -50,8 +50,8 @@ class MaskCode:
         ----------
         paths
             One index mask, or one file a class, None where the class is absent.
-        size
-            (height, width) every file must have.
+        image
+            What they are masks of; every file must have its size, and lie as it does.
         index
             Which slice of files that hold several.
 
@@ -62,12 +62,13 @@ class MaskCode:
         ignored
             (H, W) bool: where any file has the ignore index.
         """
+        size = image.size
         masks = np.zeros((len(self.class_names), *size), np.bool_)
         ignored = np.zeros(size, np.bool_)
         for channel, path in enumerate(paths):
             if path is None:
                 continue
-            pixels = read_mask(path, index)
+            pixels = read_mask(path, index, image)
             if pixels.shape != size:
                 raise InputRejected(
                     f"{path} must have the size of its image, {size[1]} x {size[0]}, not "

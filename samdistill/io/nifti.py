@@ -24,7 +24,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from samdistill.errors import InputRejected
 from samdistill.io.images import Pixels
-from samdistill.io.stack import Format, check_index, check_sizes, read_content
+from samdistill.io.stack import Direction, Format, check_index, check_sizes, read_content
 
 GZIP = b"\x1f\x8b"
 MAX_OFFSET = 1 << 26  # header and extensions before the voxels
@@ -64,6 +64,27 @@ class NiftiStack:
     _lock: Lock = field(default_factory=Lock, repr=False)
     format: Format = "nifti"
 
+    @property
+    def directions(self) -> tuple[Direction, ...] | None:
+        """See `Stack.directions`.
+
+        None, too, without a code that says what the header's matrix means, and for the matrix that programs
+        write who know none: no shift, steps of 1 along the axes.
+        """
+        if int(self.header["sform_code"]) <= 0 and int(self.header["qform_code"]) <= 0:
+            return None
+        try:
+            affine = np.asarray(self.header.get_best_affine(), np.float64)
+        except _DAMAGE:
+            return None
+        if np.array_equal(abs(affine), np.eye(4)):
+            return None
+        steps = affine[:3, : 3 if len(self) > 1 else 2]
+        lengths = np.linalg.norm(steps, axis=0)
+        if not (np.isfinite(lengths).all() and (lengths > 0).all()):
+            return None
+        return tuple((float(x), float(y), float(z)) for x, y, z in (steps / lengths).T)
+
     def __len__(self) -> int:
         return self._count
 
@@ -98,7 +119,7 @@ def open_nifti(
         raise InputRejected(
             f"{path} must be a NIfTI file (.nii or .nii.gz), and is none or damaged. Export it again."
         ) from error
-    if not 0 <= offset <= MAX_OFFSET:
+    if not len(header.binaryblock) + 4 <= offset <= MAX_OFFSET:
         raise InputRejected(f"{path} has its voxels at byte {offset}, which cannot be. Export it again.")
     if any(n != 1 for n in shape[3:]) or len(shape) < 2:
         raise InputRejected(

@@ -19,6 +19,7 @@ from samdistill.io.images import read_image as read_picture
 from samdistill.io.images import read_mask as read_picture_mask
 
 Format = Literal["picture", "nifti", "dicom"]
+Direction = tuple[float, float, float]
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 DICOM_SUFFIXES = (".dcm", ".dicom")
@@ -27,6 +28,7 @@ MAX_FILE_BYTES = 1 << 31
 MAX_STACK_PIXELS = 1 << 28  # of all images of a file together; 1,024 slices of 512 x 512
 MAX_IMAGES = 1 << 14  # each costs a call of the network, however small it is
 _DICOM_MARK = (128, b"DICM")
+_SAME_WAY = 0.5  # cosine; mirrored axes have -1 and exchanged ones 0
 
 
 class Stack(Protocol):
@@ -42,6 +44,9 @@ class Stack(Protocol):
         (height, width), pixels.
     spacing_mm
         From row to row and from column to column, (y, x); None where the file does not say.
+    directions
+        Unit vectors from column to column, from row to row and, in a volume, from slice to slice, in the
+        patient as NIfTI has it: right, anterior, superior. None where the file does not say.
     """
 
     @property
@@ -55,6 +60,9 @@ class Stack(Protocol):
 
     @property
     def spacing_mm(self) -> tuple[float, float] | None: ...
+
+    @property
+    def directions(self) -> tuple[Direction, ...] | None: ...
 
     def __len__(self) -> int: ...
 
@@ -84,6 +92,7 @@ class PictureStack:
     content: bytes | None = None
     format: Format = "picture"
     spacing_mm: tuple[float, float] | None = None
+    directions: None = None
 
     def __len__(self) -> int:
         return 1
@@ -174,7 +183,7 @@ def read_image(path: Path | str, index: int | None = None, *, max_pixels: int = 
     return stack.image(index or 0)
 
 
-def read_mask(path: Path | str, index: int | None = None) -> Pixels:
+def read_mask(path: Path | str, index: int | None = None, image: Stack | None = None) -> Pixels:
     """Read a mask's values, (H, W) of whole numbers, out of a picture or a slice of a NIfTI file.
 
     Parameters
@@ -183,11 +192,14 @@ def read_mask(path: Path | str, index: int | None = None) -> Pixels:
         See `images.read_mask` for pictures.
     index
         Which slice, where the file has several.
+    image
+        What it is a mask of, where that is known.
 
     Raises
     ------
     InputRejected
-        As `open_stack`, and for fractions, for DICOM, and for a slice that is not there.
+        As `open_stack`, and for fractions, for DICOM, for a slice that is not there, and where image and mask
+        say that their rows, columns or slices run different ways in the patient.
     """
     path = Path(path)
     kind = format_of(path) or "picture"
@@ -196,6 +208,12 @@ def read_mask(path: Path | str, index: int | None = None) -> Pixels:
     if kind == "dicom":
         raise InputRejected(f"{path} must be a picture or a NIfTI file to be a mask. Convert it.")
     stack = opened(path)
+    for one, other in zip((image and image.directions) or (), stack.directions or (), strict=False):
+        if sum(a * b for a, b in zip(one, other, strict=True)) < _SAME_WAY:
+            raise InputRejected(
+                f"{path} must lie as its image does; its header has rows, columns or slices run another way in "
+                "the patient. Reslice it onto the image; where the header alone is wrong, give it the image's."
+            )
     wanted = 0 if len(stack) == 1 else index
     if wanted is None or wanted >= len(stack):
         raise InputRejected(f"{path} must have as many slices as its image, not {len(stack)}.")
