@@ -5,9 +5,9 @@ pictures (a quarter of the cost; no weight depends on the size), prompts at full
 the time spent, not with steps, since how many steps fit depends on the machine. A checkpoint is kept every
 few minutes and a run started again in the same folder goes on where it stopped. Under torchrun the
 processes share each step; on a CPU that other work keeps busy, one process a core with one thread each is
-several times faster than one process with as many threads, and an allocator that keeps for a while what is
-freed (LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=dirty_decay_ms:10000) takes up to a third off each step; one
-that keeps it for ever fills the memory within the hour.
+several times faster than one process with as many threads. Where the system clears each page that it gives
+again, that can take a third of a step: let glibc keep what is freed, at 5 GB a process after half an hour
+(GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592).
 Needs the extras `train` and `test` (opencv draws).
 """
 
