@@ -121,7 +121,9 @@ class TeacherReference:
             sets = [
                 one for mask in found for one in combinations(mask, boxes_only=boxes_only, second_pass=again)
             ]
-            extraction = extract_with_masks(found.astype(np.float32), self._config.prompts)
+            # Of 0 and 1, and of as many objects as there are: thresholds of the bundle's classes fit neither.
+            asked = replace(self._config.prompts, threshold=0.5)
+            extraction = extract_with_masks(found.astype(np.float32), asked)
             (embedding,) = teacher.embed([image])
             self.answers.append(
                 TeacherAnswer(

@@ -284,6 +284,19 @@ def test_gate_and_golden_case_ask_what_the_bundles_own_second_pass_asks(
         assert compare_teacher(found, case, golden).passed == passed
 
 
+def test_the_gate_asks_about_objects_where_each_class_has_a_threshold(cases: list[Case]) -> None:
+    """An image may show fewer objects than there are classes, and a threshold of 1 is of probabilities."""
+    teacher = small_teacher()
+    images = [(case.read_image(), case.read_labels()) for case in cases[:1]]
+    record = teacher_record(teacher, "none")
+    found, wanted = (
+        TeacherReference(teacher, record, images, RefineConfig(PromptConfig(threshold=threshold)))
+        for threshold in ((0.1, 0.9, 1.0, 0.5, 0.5), 0.5)
+    )
+    assert len(found.answers[0].refined) >= 1
+    np.testing.assert_array_equal(found.answers[0].refined, wanted.answers[0].refined)
+
+
 # --- in a bundle
 
 
