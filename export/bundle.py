@@ -223,6 +223,8 @@ def publish(
     check_target(out, force=force)
     if len(name) > MOST_NAME:
         raise UsageError(f"name must have at most {MOST_NAME} characters, not {len(name)}. Give another.")
+    if teacher is not None:
+        refine.check_thresholds(prompts, len(source.class_names))
     if not cases:
         raise InputRejected("the run must have validation images for the parity gate, and has none.")
     thresholds = (0.5,) * len(source.class_names)

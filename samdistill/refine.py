@@ -88,6 +88,21 @@ def load_prompts(name: str) -> RefineConfig:
     return build(RefineConfig, load_toml(Path(name)), where=name)
 
 
+def check_thresholds(config: RefineConfig, classes: int) -> None:
+    """Refuse prompts with one threshold a class whose classes are others, before anything dear is done.
+
+    Raises
+    ------
+    UsageError
+        Then.
+    """
+    threshold = config.prompts.threshold
+    if isinstance(threshold, tuple) and len(threshold) != classes:
+        raise UsageError(
+            f"threshold of the prompts must be one number or {classes}, one a class, not {len(threshold)}."
+        )
+
+
 class SegmentedSets(Protocol):
     """What a segmenter answers; see `teacher.TeacherMasks`."""
 

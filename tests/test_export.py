@@ -14,8 +14,10 @@ import numpy as np
 import onnx
 import pytest
 from colour_student import CLASS_NAMES, ColourStudent
+from small_sam import small_teacher
 from torch import nn
 
+import samdistill.export.bundle as publishing
 import samdistill.export.pieces as pieces
 from samdistill.bundle import Bundle
 from samdistill.errors import BundleError, InputRejected, UsageError
@@ -27,6 +29,8 @@ from samdistill.golden import GoldenCase
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import Case, open_dataset
 from samdistill.predictor import Predictor
+from samdistill.prompts import PromptConfig
+from samdistill.refine import RefineConfig
 from samdistill.teacher.checkpoints import KNOWN
 from samdistill.verify import verify
 
@@ -160,6 +164,15 @@ def test_the_licence_of_weights_from_a_file_is_told_of_the_official_one_alone(
 def test_a_run_without_validation_images_is_not_published(tmp_path: Path) -> None:
     with pytest.raises(InputRejected, match="must have validation images"):
         publish(source(), [], tmp_path / "bundle")
+
+
+def test_prompts_with_thresholds_of_other_classes_are_refused_before_the_work(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "student_piece", lambda *_, **__: pytest.fail("too late"))
+    prompts = RefineConfig(PromptConfig(threshold=(0.5,) * (len(CLASS_NAMES) + 1)))
+    with pytest.raises(UsageError, match=r"one number or 2, one a class, not 3"):
+        publish(source(), cases, tmp_path / "bundle", teacher=small_teacher(), prompts=prompts)
 
 
 SLOW_EXPORT = """

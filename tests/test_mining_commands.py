@@ -215,6 +215,23 @@ def test_tuning_names_what_is_damaged_or_missing(run: Path, tmp_path: Path) -> N
     assert "student.safetensors" in refused(InputRejected, "tune", run)
 
 
+def test_prompts_with_thresholds_of_other_classes_are_refused_before_the_work(
+    run: Path, single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out, prompts = single.parent / "data", tmp_path / "out", tmp_path / "prompts.toml"
+    prompts.write_text("[prompts]\nthreshold = [0.1, 0.2]\n")
+    monkeypatch.setattr("samdistill.train.launch.build_student", lambda *_: pytest.fail("too late"))
+    for words in (
+        ("train", data, "--config", single.parent / "tiny.toml", "--out", out),
+        ("tune", run),
+        ("pseudo-label", run, data, "--out", out),
+        ("teacher", "assess", data, "--run", run, "--out", out),
+    ):
+        told = refused(UsageError, *words, "--prompts", prompts)
+        assert "must be one number or 1, one a class, not 2" in told
+        assert not out.exists()
+
+
 # pseudo-label
 
 

@@ -53,7 +53,7 @@ def assess(
     from samdistill.cli.steps import Steps
     from samdistill.io.dataset import open_dataset
     from samdistill.io.files import write_text
-    from samdistill.refine import MINE, load_prompts
+    from samdistill.refine import MINE, check_thresholds, load_prompts
     from samdistill.teacher import load_teacher
     from samdistill.teacher.cache import EmbeddingCache, default_folder
     from samdistill.train.assess import Assessor
@@ -71,6 +71,8 @@ def assess(
         cases = [cases[index] for index in sorted(drawn)]
     intensity = opened.intensity if opened else choose_intensity([case.image_path for case in cases])
     config = load_prompts(prompts) if prompts else opened.config.refine_or_default if opened else MINE
+    if opened is not None:
+        check_thresholds(config, len(opened.class_names))
     loaded = load_teacher(teacher or (opened.config.teacher if opened else "tiny"), device)
     assessor = Assessor(
         loaded,

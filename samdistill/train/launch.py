@@ -24,6 +24,7 @@ from samdistill.io.dataset import open_dataset
 from samdistill.io.files import remove_leftovers
 from samdistill.io.splits import Split, make_split
 from samdistill.io.stack import open_stack
+from samdistill.refine import check_thresholds
 from samdistill.train.config import TrainConfig
 from samdistill.train.curves import draw_curves
 from samdistill.train.run import SCHEMA, Run, RunRecord, alone_in
@@ -86,7 +87,8 @@ def train(
     Raises
     ------
     UsageError
-        When the folder holds a run already, the configuration changed, or another process trains there.
+        When the folder holds a run already, the configuration changed, its prompts have thresholds of other
+        classes, or another process trains there.
     InputRejected
         When the data cannot be used.
     DeviceUnavailable
@@ -134,6 +136,7 @@ def train(
         )
     fabric.barrier()  # every process has looked for a run before one of them makes it
     split = make_split(open_dataset(data, infer_classes=False), seed=config.seed, labels=config.labels)
+    check_thresholds(config.refine_or_default, len(split.class_names))
     _, encoder_weights = build_student(config.student, len(split.class_names))
     with ExitStack() as held:
         if fabric.global_rank == 0:

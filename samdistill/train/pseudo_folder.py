@@ -36,7 +36,7 @@ from samdistill.io.images import write_mask
 from samdistill.io.masks import MaskCode
 from samdistill.io.stack import format_of, open_stack, stem
 from samdistill.prompts import Prompts
-from samdistill.refine import RefineConfig, Refinement, suited
+from samdistill.refine import RefineConfig, Refinement, check_thresholds, suited
 from samdistill.teacher import Teacher
 from samdistill.teacher.cache import EmbeddingCache
 from samdistill.train.config import PseudoConfig
@@ -161,8 +161,9 @@ def write_folder(
     Raises
     ------
     UsageError
-        When `out` holds anything else.
+        When `out` holds anything else, or `config` has thresholds of other classes.
     """
+    check_thresholds(config, len(run.class_names))
     if teacher is not None:
         config = suited(config, teacher.preprocessing)
     _begin(run, cases, out, _settings(run, teacher, config, filters))

@@ -31,7 +31,7 @@ from samdistill.errors import InputRejected
 from samdistill.io.dataset import Case
 from samdistill.io.files import sha256_file, write_text
 from samdistill.prompts import PromptConfig
-from samdistill.refine import BURDEN, MINE, RefineConfig
+from samdistill.refine import BURDEN, MINE, RefineConfig, check_thresholds
 from samdistill.statistics import Estimate, bootstrap_mean, paired_difference
 from samdistill.teacher import Teacher
 from samdistill.teacher.cache import EmbeddingCache
@@ -119,9 +119,15 @@ def tune(
         Of the teacher's embeddings; needed with a teacher.
     tell
         Gets what is being done, and how much of how much.
+
+    Raises
+    ------
+    UsageError
+        When `start` has thresholds of other classes.
     """
     if trials < 1:
         raise ValueError(f"trials must be at least 1, not {trials}.")
+    check_thresholds(start, len(run.class_names))
     validation = Examples(run, cases, device, tell)
     space: TeacherSpace | WalkerSpace
     if teacher is None:
