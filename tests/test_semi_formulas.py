@@ -12,8 +12,8 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from samdistill.errors import UsageError
-from samdistill.prompts import Prompts
-from samdistill.refine import Refinement
+from samdistill.prompts import PromptConfig, Prompts
+from samdistill.refine import RefineConfig, Refinement, refine
 from samdistill.train.config import OptimiserConfig, PseudoConfig, load_config
 from samdistill.train.consistency import agreements, binary_ce, binary_entropy, certain, mean_square
 from samdistill.train.consistency_config import ConsistencyConfig
@@ -257,6 +257,29 @@ def test_the_remembered_probabilities_belong_to_the_masks() -> None:
     for mask, probabilities in zip(answer.masks, teacher.probabilities, strict=True):
         assert np.array_equal(mask, probabilities > 0.5)
         assert 0 < mask.mean() < 1
+
+
+def test_probabilities_are_remembered_of_all_parts_that_the_teacher_is_asked_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from small_sam import small_teacher
+
+    teacher = small_teacher()
+    images = list(np.random.default_rng(0).integers(0, 256, (2, 40, 60, 3), np.uint8))
+    embeddings = teacher.embed(images)
+    maps = np.zeros((2, 1, 40, 60), np.float32)
+    for x in range(4, 60, 12):
+        maps[:, 0, 10:20, x : x + 6] = 0.9
+    config = RefineConfig(PromptConfig(per_component=True, count=2), second_pass="points")
+    heard = []
+    for pixels in (1 << 28, 3 * 40 * 60):  # all ten sets at once; three at a time
+        monkeypatch.setattr("samdistill.refine.MOST_MASK_PIXELS", pixels)
+        remembering = Remembering(teacher)
+        refinements = refine(remembering, embeddings, list(maps), config)
+        assert len(remembering.probabilities) == 10
+        heard.append(spoken(refinements, PseudoConfig(), remembering.probabilities))
+    np.testing.assert_allclose(heard[1], heard[0], atol=1e-5)
+    assert not np.allclose(heard[0][0], heard[0][1])
 
 
 @pytest.mark.parametrize(

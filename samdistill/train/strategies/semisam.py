@@ -110,7 +110,7 @@ class Voice:
     def __init__(self, training: Training) -> None:
         self._training = training
         self._config = training.config
-        self._segmenter = Remembering(training.teacher)
+        self._teacher = training.teacher
         if not self._config.pseudo.literal_views:
             training.embedded  # noqa: B018 - now, not in the first step
         self._validation = (
@@ -129,7 +129,7 @@ class Voice:
                 np.ascontiguousarray(one.round().byte().permute(1, 2, 0).numpy())
                 for one in halves.unlabelled.cpu()
             ]
-            embeddings = self._training.teacher.embed(views)
+            embeddings = self._teacher.embed(views)
             refinements, targets = self._ask(embeddings, list(mine.cpu().numpy()))
             answers = [torch.from_numpy(one) for one in targets]
         else:
@@ -155,7 +155,7 @@ class Voice:
             logits = predict_logits(student, [store[number].image for number in numbers], batch)
             embeddings = [self._validation[number] for number in numbers]
             refinements = refine(
-                self._training.teacher,
+                self._teacher,
                 embeddings,
                 [sigmoid(one) for one in logits],
                 self._training.refine,
@@ -170,9 +170,12 @@ class Voice:
         self, embeddings: Sequence[Embedding], maps: Sequence[ProbabilityMaps]
     ) -> tuple[list[Refinement], list[Targets]]:
         """Refinements, and float32 (C, h, w) targets of them in the frame of the maps."""
-        refinements = refine(self._segmenter, embeddings, maps, self._training.refine)
-        soft = self._segmenter.probabilities if self._config.consistency.teacher_soft else None
-        return refinements, spoken(refinements, self._config.pseudo, soft)
+        if not self._config.consistency.teacher_soft:
+            refinements = refine(self._teacher, embeddings, maps, self._training.refine)
+            return refinements, spoken(refinements, self._config.pseudo, None)
+        remembering = Remembering(self._teacher)
+        refinements = refine(remembering, embeddings, maps, self._training.refine)
+        return refinements, spoken(refinements, self._config.pseudo, remembering.probabilities)
 
 
 def spoken(
@@ -204,7 +207,9 @@ def spoken(
 
 
 class Remembering:
-    """A teacher that keeps the probabilities behind the masks of its last answer.
+    """A teacher that keeps the probabilities behind the masks of its answers, one `refine` long.
+
+    Where there are many sets it is asked in parts, and for a second pass once more about the last ones.
 
     Parameters
     ----------
@@ -226,7 +231,9 @@ class Remembering:
     ) -> TeacherMasks:
         """As the teacher; masks are where the probabilities exceed 0.5."""
         answer = self._teacher.segment(embeddings, prompts, previous=previous, sizes=sizes)
-        self.probabilities, done = [], 0
+        if previous is not None:  # the same sets again
+            del self.probabilities[len(self.probabilities) - len(previous) :]
+        done = 0
         low = torch.from_numpy(answer.low_res_logits).to(self._teacher.device)
         for number, (embedding, sets) in enumerate(zip(embeddings, prompts, strict=True)):
             seen = embedding if sizes is None else replace(embedding, image_size=sizes[number])
