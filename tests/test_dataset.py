@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -286,6 +288,29 @@ def test_a_link_that_is_not_followed_is_refused_rather_than_passed_over(
         assert found.relative.name == "site.png"
     with pytest.raises(InputRejected, match="is a link"):
         find_images(tmp_path / "linked" / "images", tmp_path / "out")
+
+
+def test_a_folder_of_masks_that_cannot_be_listed_leaves_no_case_out(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folder(["a/1", "b/2"], {"a/1": index_mask(1), "b/2": index_mask(1)})
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("masks/b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputRejected, match=r"masks/b: it cannot be read: Permission denied"):
+        open_dataset(root)
+
+
+def test_names_that_are_no_text_have_a_fingerprint_and_a_place_in_the_split(folder: Folder) -> None:
+    names = [os.fsdecode(b"M\xfcller"), *"abcdef"]
+    dataset = open_dataset(folder(names, {name: index_mask(1) for name in names}))
+    assert len(dataset.fingerprint()) == 64
+    assert len(make_split(dataset, seed=0).train_labelled) > 0
 
 
 def test_what_pseudo_label_wrote_among_its_images_is_no_input(

@@ -14,6 +14,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import dicoms
 import numpy as np
 import pytest
 from bundles import colours, expected, rewrite
@@ -143,6 +144,51 @@ def test_a_folder_that_cannot_be_listed_is_a_failed_input(
     assert "Permission denied" in str(alone.problem)
 
 
+def test_a_pattern_tells_of_what_it_cannot_list_and_of_links_that_it_does_not_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("in/a/1.png", "in/b/2.png", "other/3.png"):
+        save(tmp_path / name)
+    (tmp_path / "in" / "gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "in" / "site").symlink_to(tmp_path / "other")
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("/a"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = gather([f"{tmp_path}/in/**/*.png"], tmp_path / "out")
+    assert names(found) == ["b/2.png", "gone.png", "site", "a"]
+    assert [bool(source.problem) for source in found] == [False, False, True, True]
+
+
+def test_a_file_without_a_suffix_that_may_not_be_read_is_an_input_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is DICOM its content would tell; names that say what they are stay out."""
+    for name in ("IM0001", "IM0002", "1.2.840.4711", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path).endswith("1"))
+    assert names(gather([str(tmp_path)], tmp_path / "out")) == ["IM0002"]
+
+
+def test_a_folder_that_is_called_images_by_chance_hides_nothing(tmp_path: Path) -> None:
+    for name in ("study/scan.png", "study/images/thumb.png"):
+        save(tmp_path / name)
+    assert names(gather([str(tmp_path / "study")], tmp_path / "out")) == ["scan.png", "images/thumb.png"]
+    (tmp_path / "study" / "dataset.toml").write_text("")
+    assert names(gather([str(tmp_path / "study")], tmp_path / "out")) == ["thumb.png"]
+
+
+def test_an_empty_word_is_not_the_current_folder_and_brackets_may_be_a_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="must have a name"):
+        gather([""], tmp_path / "out")
+    save(tmp_path / "pat[1]" / "a.png")
+    assert names(gather([f"{tmp_path}/pat[1]/*.png"], tmp_path / "out")) == ["a.png"]
+
+
 def test_an_input_that_an_old_record_calls_its_output_stays(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +301,41 @@ def test_an_input_is_never_written_over(tiny_bundle: Path, tmp_path: Path) -> No
     with pytest.raises(UsageError, match="would be written over"):
         segment(tiny_bundle, picture, tmp_path)
     assert picture.read_bytes() == before
+
+
+def test_a_link_that_is_an_input_is_never_written_over(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    link = tmp_path / "out" / "a.png"
+    link.symlink_to(save(tmp_path / "in" / "a.png"))
+    with pytest.raises(UsageError, match="would be written over"):
+        segment(tiny_bundle, link, tmp_path / "out")
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_masks_that_no_run_wrote_are_not_written_over(
+    tiny_bundle: Path, tmp_path: Path, damaged: bool
+) -> None:
+    """A data folder's masks lie where a run into its masks/ would write, and are somebody's work."""
+    picture = save(tmp_path / "images" / "a.png")
+    if damaged:
+        picture.write_bytes(picture.read_bytes()[:50])
+    drawn = save(tmp_path / "masks" / "a.png")
+    before = drawn.read_bytes()
+    with pytest.raises(UsageError, match=r"--out must not hold a\.png, which no run wrote"):
+        segment(tiny_bundle, tmp_path, tmp_path / "masks")
+    assert drawn.read_bytes() == before
+    assert tree(tmp_path / "masks") == ["a.png"], "nothing was written"
+
+
+def test_a_short_name_does_not_garble_what_went_wrong(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files on a patient's disc are called 8, and messages tell of 8 bits."""
+    monkeypatch.chdir(tmp_path)
+    dicoms.write(Path("8"), np.full((9, 9), 300, np.uint16), bits=16)
+    (record,) = segment(tiny_bundle, Path("8"), Path("out"))
+    assert record.error is not None and record.error.startswith("8: image: pixels must be uint8 under")
 
 
 def test_a_mode_the_bundle_cannot_do_leaves_the_output_folder_alone(

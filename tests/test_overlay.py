@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 
+from samdistill.components import label
 from samdistill.prompts import Prompts
 from samdistill.report.contours import path_data, trace
 from samdistill.report.overlay import (
@@ -149,6 +150,10 @@ def test_filling_the_traced_rings_gives_the_mask_back(mask: Mask) -> None:
     np.testing.assert_array_equal(filled(rings, mask.shape), mask)
     corners = sum(len(ring) for ring in rings)
     assert corners % 2 == 0 and all(len(ring) >= 4 for ring in rings)
+    found = label(mask, connectivity=4)
+    for number in range(1, len(found) + 1):
+        for ring in trace(found.labels == number):
+            assert len(set(ring)) == len(ring), "no ring meets itself: GeoJSON allows none"
 
 
 def test_rings_are_the_components_with_eight_neighbours_and_their_holes() -> None:

@@ -91,6 +91,22 @@ def test_outlines_are_not_drawn_over_another_image(tiny_bundle: Path, tmp_path: 
         folder_sections(tmp_path / "out", picture.parent)
 
 
+def test_images_may_be_links_or_lie_in_a_data_folder(tiny_bundle: Path, tmp_path: Path) -> None:
+    picture = save(tmp_path / "pool" / "a.png", colours())
+    link = tmp_path / "data" / "images" / "a.png"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(picture)
+    segment(tiny_bundle, tmp_path / "data", tmp_path / "out")
+    for given in (tmp_path / "data", link.parent):
+        done = report(tmp_path / "out", "--images", given)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert set(shown((tmp_path / "out" / "report.html").read_text())) == {"a.png"}
+    lines = (tmp_path / "out" / "results.jsonl").read_text().replace('"a.png"', '"../../pool/a.png"', 1)
+    (tmp_path / "out" / "results.jsonl").write_text(lines)
+    with pytest.raises(InputRejected, match="must name files inside"):
+        folder_sections(tmp_path / "out", link.parent)
+
+
 @pytest.mark.parametrize("changed", ["a.png", "overlays/a.png"])
 def test_a_mask_or_overlay_changed_since_is_not_shown_beside_the_figures_of_the_old(
     tiny_bundle: Path, tmp_path: Path, changed: str

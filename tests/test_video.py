@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -47,6 +48,18 @@ def test_frames_come_in_order_upright_and_red_stays_red(tmp_path: Path) -> None:
         for frame, picture in zip(found, pictures, strict=True):
             difference = np.abs(frame.image.astype(int) - picture).mean()
             assert difference < 12, (name, frame.index, difference)
+
+
+def test_names_that_ffmpeg_would_read_otherwise_and_names_that_are_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = clip(tmp_path / "a.mp4", moving(3), "mp4v")
+    made.rename("12:30:05.mp4")
+    assert len(list(frames(Path("12:30:05.mp4")))) == 3
+    Path("12:30:05.mp4").rename(os.fsdecode(b"M\xfcller.mp4"))
+    with pytest.raises(InputRejected, match="must have a name in UTF-8"):
+        list(frames(Path(os.fsdecode(b"M\xfcller.mp4"))))
 
 
 def test_masks_are_numbered_frames_that_the_predictor_gives(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -114,6 +127,7 @@ def test_a_killed_runs_half_folder_goes_and_a_folder_of_ones_own_stays(
     assert not half.exists()
     mine = tmp_path / "mine" / "a.avi"
     save(mine / "000000.png")
+    (tmp_path / "mine" / "audit.jsonl").touch()
     (record,) = segment(tiny_bundle, path, tmp_path / "mine")
     assert record.status == "failed"
     assert tree(mine) == ["000000.png"]

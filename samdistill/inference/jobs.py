@@ -136,24 +136,25 @@ def failed(run: Run, job: Job, error: Exception) -> Outcome:
         run.lost = error
         run.stop.set()
     path = str(job.source.path)
+    named = re.compile(rf"(?<!\w){re.escape(path)}(?!\w)")  # a file may be called 8
     if isinstance(error, MemoryError):
         reason = f"{path}: there is not enough memory for it."
     elif isinstance(error, OSError):
         reason = f"{path}: {error.strerror or type(error).__name__}."
     elif isinstance(error, (SamdistillError, ValueError)):
-        reason = str(error) if path in str(error) else f"{path}: {error}"
+        reason = str(error) if named.search(str(error)) else f"{path}: {error}"
     else:
         reason = f"{path}: internal error, {type(error).__name__}."
     known = isinstance(error, (SamdistillError, ValueError, OSError, MemoryError))
     record = job.record or unfinished(run, job)
-    nameless = reason.replace(path, f"input {job.number}")
+    nameless = named.sub(f"input {job.number}", reason)
     if re.search(rf"(?<!\w){re.escape(job.source.path.name)}(?!\w)", nameless):
         nameless = f"input {job.number} failed."
     kind = type(error).__name__ if known else f"internal error {type(error).__name__}"
     if isinstance(error, ValueError):  # pixels that do not go with the intensity rule
         kind = InputRejected.__name__
     # The folders above, which may name a site or a patient, are nobody's business in a list or a report.
-    told = reason.replace(path, str(job.source.relative))
+    told = named.sub(lambda _: str(job.source.relative), reason)
     return Outcome(job.number, replace(record, error=told), nameless, kind, job.timings_ms)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Literal
 
 from samdistill._version import __version__
 from samdistill.errors import UsageError
-from samdistill.inference.records import Record
+from samdistill.inference.records import AUDIT, RESULTS, Record
 from samdistill.inference.sources import Source
 from samdistill.io.files import remove_leftovers, sha256_file
 from samdistill.io.stack import Format, format_of, stem
@@ -189,6 +190,8 @@ def plan(
     readable = [source for source in sources if source.problem is None]
     taken: dict[Path, Source] = {}
     inputs = {source.path.resolve(): source for source in readable}
+    # A link is an input as the file that it leads to is.
+    inputs |= {source.path.parent.resolve() / source.path.name: source for source in readable}
     outputs: dict[Source, Outputs] = {}
     folders: dict[
         Path, Path
@@ -216,6 +219,28 @@ def plan(
             if over is not None:
                 raise UsageError(f"--out must not lead to an input: {over.path} would be written over.")
     return outputs
+
+
+def require_own(outputs: Mapping[Source, Outputs], out: Path) -> bool:
+    """Tell whether earlier runs wrote to a folder; refuse to write over what they cannot have written.
+
+    `infer DATA --out DATA/masks` would replace masks that somebody drew: they lie where outputs go.
+
+    Raises
+    ------
+    UsageError
+        When a file is in the way in a folder without a list of any run.
+    """
+    if any(path for file in (AUDIT, RESULTS) for path in out.glob(file.replace(".", "*."))):
+        return True
+    for planned in outputs.values():
+        for file in planned.files:
+            if os.path.lexists(file):
+                raise UsageError(
+                    f"--out must not hold {file.relative_to(out)}, which no run wrote: it would be lost. "
+                    "Name another folder, or move it away."
+                )
+    return False
 
 
 def require_apart(outputs: Mapping[Source, Outputs], known: Path) -> None:

@@ -42,6 +42,7 @@ from samdistill.inference.outputs import (
     plan,
     remove_stale,
     require_apart,
+    require_own,
     still_holds,
 )
 from samdistill.inference.records import (
@@ -125,6 +126,7 @@ def segment_files(
         sources = shard.of(sources)
         outputs = {source: outputs[source] for source in sources if source in outputs}
     _require_libraries(sources)
+    own = require_own(outputs, out)
     out.mkdir(parents=True, exist_ok=True)
 
     def name(file: str) -> str:
@@ -141,7 +143,8 @@ def segment_files(
         earlier = earlier_records(out)
         kept = _kept(run, sources, earlier) if resume else {}
         fresh = [source for number, source in enumerate(sources, 1) if number not in kept]
-        remove_stale(fresh, outputs, out, predictor, options, earlier)
+        stale = fresh if own else [source for source in fresh if source in outputs]
+        remove_stale(stale, outputs, out, predictor, options, earlier)
         if shard is not None:
             set_aside_others(out, shard)
         remove_listings(out, name)

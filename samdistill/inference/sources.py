@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from samdistill.errors import UsageError
+from samdistill.io.dataset_toml import DATASET_TOML
 from samdistill.io.stack import format_of
 from samdistill.io.video import is_video
 
@@ -68,8 +69,8 @@ def gather(inputs: Sequence[str], out: Path) -> list[Source]:
     Parameters
     ----------
     inputs
-        Files, folders (searched through, hidden names left out; of a data folder its images/) and patterns
-        with * ? [ ] or **.
+        Files, folders (searched through, hidden names left out; of a data folder, which has masks/,
+        dataset.toml or nothing else to segment beside them, its images/) and patterns with * ? [ ] or **.
     out
         The output folder; what lies in it is no input.
 
@@ -83,22 +84,29 @@ def gather(inputs: Sequence[str], out: Path) -> list[Source]:
     sources: dict[tuple[Path, PurePosixPath], Source] = {}
     inside = out.resolve()
     for text in inputs:
+        if not text:
+            raise UsageError("an input must have a name, not none; the current folder is called '.'.")
         given, unread, matches = Path(text), dict[Path, str](), list[Path]()
         if given.is_dir():
-            root = given / "images" if (given / "images").is_dir() else given
+            root = root_of(given)
             found = [*_walk(root, unread), *unread]
         elif given.exists():
             root, found = given.parent, [given]
         else:
             root, pattern = _split_pattern(given)
             matches = sorted(root.glob(pattern)) if pattern else []
-            found = [file for file in matches if file.is_file() and _is_input(file, file.relative_to(root))]
+            found = [
+                file for file in matches if not _is_folder(file) and _is_input(file, file.relative_to(root))
+            ]
+            if "**" in pattern:  # which passes over what it cannot list, and over links to folders
+                found += [path for path in _walk(root, unread) if _is_folder(path)]
+                found += unread
         listed = found
         if not given.is_file():
             found = [file for file in listed if not file.resolve().is_relative_to(inside)]
         for file in found:
             relative = PurePosixPath(file.relative_to(root).as_posix())
-            linked = f"{file} is a link to a folder, which is not followed." if file.is_dir() else None
+            linked = f"{file} is a link to a folder, which is not followed." if _is_folder(file) else None
             sources.setdefault((file.resolve(), relative), Source(file, relative, unread.get(file, linked)))
         if not found:
             problem = f"{text} holds no picture." if given.is_dir() else f"{text} does not exist."
@@ -131,13 +139,32 @@ def _walk(root: Path, unread: dict[Path, str]) -> list[Path]:
 
 
 def _is_input(path: Path, relative: Path) -> bool:
-    hidden = any(part.startswith(".") for part in relative.parts)
-    return not hidden and (is_video(path) or format_of(path) is not None)
+    """Whether a file's name or content says so, or it cannot be read, and nothing says that it is none."""
+    if any(part.startswith(".") for part in relative.parts):
+        return False
+    unknown = not path.suffix or path.suffix[1:].isdigit()  # as DICOM on a disc: IM0002, 1.2.840.10008
+    return is_video(path) or format_of(path) is not None or (unknown and not os.access(path, os.R_OK))
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112  # False in a folder that may not be entered, where pathlib raises
+
+
+def root_of(folder: Path) -> Path:
+    """Where a folder's pictures lie: in its images/ if it is a data folder, else anywhere in it."""
+    images = folder / "images"
+    if not images.is_dir():
+        return folder
+    if (folder / "masks").is_dir() or (folder / DATASET_TOML).is_file():
+        return images
+    # Pictures beside a folder that is called so by chance would be lost.
+    alone = not any(_is_input(one, Path(one.name)) for one in folder.iterdir() if not _is_folder(one))
+    return images if alone else folder
 
 
 def _split_pattern(path: Path) -> tuple[Path, str]:
     """The folders before the first part with a wildcard, and the rest; an empty rest where there is none."""
     for place, part in enumerate(path.parts):
-        if any(sign in part for sign in "*?["):
+        if any(sign in part for sign in "*?[") and not Path(*path.parts[: place + 1]).exists():
             return Path(*path.parts[:place]), "/".join(path.parts[place:])
     return path.parent, ""

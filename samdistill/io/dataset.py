@@ -234,7 +234,7 @@ def fingerprint(cases: Iterable[Case], class_names: Sequence[str] = ()) -> str:
     """
     digest = hashlib.sha256("\0".join(class_names).encode())
     for case in sorted(cases, key=lambda case: case.id):
-        digest.update(f"\1{case.id}\0{case.group}".encode())
+        digest.update(f"\1{case.id}\0{case.group}".encode(errors="surrogateescape"))
         if case.index is not None:
             digest.update(f"\0{case.index}".encode())
         told = (case.code.values, case.code.ignore_index, case.code.threshold)

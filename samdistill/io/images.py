@@ -136,7 +136,7 @@ def image_size(
         return plain
     with _opened(Path(path), max_pixels, decode=False, content=content) as image:
         width, height = image.size
-        # Pillow turns a TIFF's size by its own tag, and decodes a whole PNG to look for EXIF behind its pixels.
+        # Pillow turns a TIFF's size by its tag, and decodes a whole PNG to look for EXIF behind its pixels.
         may_turn = image.format not in ("PNG", "TIFF") or bool(_TURNING & image.info.keys())
         if isinstance(image, TiffImageFile):
             may_turn &= _ORIENTATION not in image.tag_v2

@@ -6,8 +6,11 @@ Reads names, tables and the headers of files that may hold several images, never
 from __future__ import annotations
 
 import csv
+import errno
+import os
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -122,17 +125,23 @@ def _by_id(layout: Layout, folder: Path, kind: str) -> dict[str, Path]:
     """Find the picture files below a folder, by case id; hidden files and folders are passed over."""
     found: dict[str, Path] = {}
     others: list[Path] = []
-    for path in sorted(folder.rglob("*")):
+
+    def cannot(error: OSError) -> None:
+        layout.error(
+            Path(error.filename), f"it cannot be read: {error.strerror}.", "Give access, or move it out."
+        )
+
+    for path in sorted(_below(folder, cannot)):
         inner = path.relative_to(folder)
-        if any(part.startswith(".") for part in inner.parts):
-            continue
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113  # pathlib raises where a folder may not be entered
             if path.is_symlink():
                 layout.error(
                     path,
                     "it is a link to a folder or to nothing; only links to files are followed.",
                     "Put the files there, or link them one by one.",
                 )
+            elif not os.access(path.parent, os.X_OK):
+                cannot(PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path)))
             continue
         if format_of(path) is None:
             others.append(path)
@@ -153,6 +162,13 @@ def _by_id(layout: Layout, folder: Path, kind: str) -> dict[str, Path]:
             f"Convert them to {', '.join(ALL_SUFFIXES)}, or move them out.",
         )
     return dict(sorted(found.items()))
+
+
+def _below(folder: Path, cannot: Callable[[OSError], None]) -> Iterator[Path]:
+    """Every file and folder below a folder but hidden ones; folders that cannot be listed go to `cannot`."""
+    for base, folders, files in os.walk(folder, onerror=cannot):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(base, name) for name in (*folders, *files) if not name.startswith("."))
 
 
 def _find_images(layout: Layout, files: dict[str, Path]) -> None:

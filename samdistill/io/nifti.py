@@ -130,8 +130,8 @@ def open_nifti(
         raise InputRejected(f"{path} must hold numbers or RGB, not {dtype}. Convert it.")
     width, height, count = (*shape[:2], shape[2] if len(shape) > 2 else 1)
     check_sizes(path, (height, width), count, max_pixels, max_stack_pixels)
-    # None where the header's slope is 0 or NaN, which says that nothing is scaled.
-    slope, intercept = scaling if None not in scaling else (1.0, 0.0)
+    # None where the header's slope is 0 or NaN, which says that nothing is scaled; colours never are.
+    slope, intercept = scaling if None not in scaling and dtype.names is None else (1.0, 0.0)
     spec = ((width, height, count), dtype, offset, slope, intercept)
     voxels = ArrayProxy(source, spec, mmap=False)
     packed = source if isinstance(source, gzip.GzipFile) else None

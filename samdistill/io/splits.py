@@ -208,7 +208,7 @@ def _assemble(
 
 
 def _rank(seed: int, group: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{group}".encode()).digest()
+    return hashlib.sha256(f"{seed}\0{group}".encode(errors="surrogateescape")).digest()
 
 
 def _count(labels: float | int | None, available: int) -> int:

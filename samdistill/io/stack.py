@@ -211,8 +211,8 @@ def read_mask(path: Path | str, index: int | None = None, image: Stack | None = 
     for one, other in zip((image and image.directions) or (), stack.directions or (), strict=False):
         if sum(a * b for a, b in zip(one, other, strict=True)) < _SAME_WAY:
             raise InputRejected(
-                f"{path} must lie as its image does; its header has rows, columns or slices run another way in "
-                "the patient. Reslice it onto the image; where the header alone is wrong, give it the image's."
+                f"{path} must lie as its image does; its header has rows, columns or slices run another way "
+                "in the patient. Reslice it onto the image; if only the header is wrong, give it the image's."
             )
     wanted = 0 if len(stack) == 1 else index
     if wanted is None or wanted >= len(stack):

@@ -69,7 +69,7 @@ def tells_its_length(path: Path) -> bool:
     if start in (*_MPEG, _ASF):
         return start == _ASF
     cv2 = _library()
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    capture = cv2.VideoCapture(_name_for_ffmpeg(path), cv2.CAP_FFMPEG)
     try:
         return bool(capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0)
     finally:
@@ -103,7 +103,7 @@ def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
     """
     shown = _check_container(path)
     cv2 = _library()
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    capture = cv2.VideoCapture(_name_for_ffmpeg(path), cv2.CAP_FFMPEG)
     try:
         if not capture.isOpened():
             raise InputRejected(f"{path} must be a video, and is none or damaged. Export it again.")
@@ -227,6 +227,22 @@ def _frames_shown(file: BinaryIO, parts: list[_Part]) -> float:
     except (struct.error, ValueError, IndexError, ZeroDivisionError):
         pass  # damaged or of another kind: what FFmpeg makes of it counts
     return math.inf
+
+
+def _name_for_ffmpeg(path: Path) -> str:
+    """A file's name as OpenCV takes it: absolute, since FFmpeg takes what is before a colon for a protocol.
+
+    Raises
+    ------
+    InputRejected
+        When it is no text, for which OpenCV ends the process.
+    """
+    name = str(path.absolute())
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputRejected(f"{path} must have a name in UTF-8 to be read as a video. Rename it.") from error
+    return name
 
 
 def _count(content: bytes) -> int:

@@ -6,7 +6,7 @@ Of several images it shows the one where most was found.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from samdistill.arrays import Image, Masks
 from samdistill.errors import InputRejected
 from samdistill.inference import RESULTS
+from samdistill.inference.sources import root_of
 from samdistill.intensity import IntensityRule
 from samdistill.io.files import sha256_file
 from samdistill.io.images import Pixels, read_image
@@ -48,7 +49,7 @@ def picture_of(record: Record, out: Path, images: Path | None) -> Picture | None
     InputRejected
         When a file is missing or not what it should be, such as another image than was segmented.
     """
-    source = None if images is None else _inside(images, record["input"])
+    source = None if images is None else _input(images, record["input"])
     if source is not None and is_video(source):
         source = None
     overlay = record.get("overlay")
@@ -108,6 +109,13 @@ def _written(record: Record, out: Path, relative: str) -> Path:
             "Run infer again, or put it back."
         )
     return path
+
+
+def _input(folder: Path, relative: str) -> Path:
+    """A file that was segmented, by its record; it may be a link, and its bytes are compared anyhow."""
+    if PurePosixPath(relative).is_absolute() or ".." in PurePosixPath(relative).parts:
+        raise InputRejected(f"{RESULTS} must name files inside {folder}, not {relative}.")
+    return root_of(folder) / relative
 
 
 def _inside(root: Path, relative: str) -> Path:

@@ -27,6 +27,7 @@ def trace(mask: Mask) -> list[Ring]:
     mask = check_mask(mask)
     columns = mask.shape[1] + 1
     edges = _edges(mask)
+    there = [bytes(some) for some in edges]  # those walked along, too: where a ring ends it must not go on
     steps = (1, columns, -1, -columns)  # of the flat corner index, by direction
     rings = []
     for first in np.flatnonzero(np.frombuffer(edges[EAST], np.uint8)).tolist():
@@ -41,7 +42,7 @@ def trace(mask: Mask) -> list[Ring]:
             corner, last = corner + steps[direction], direction
             # Turning left first crosses to the pixel that touches at this corner.
             direction = next(
-                (d for d in ((last - 1) % 4, last, (last + 1) % 4) if edges[d][corner]), direction
+                (d for d in ((last - 1) % 4, last, (last + 1) % 4) if there[d][corner]), direction
             )
         rings.append(ring)
     return rings
