@@ -91,6 +91,18 @@ def test_outlines_are_not_drawn_over_another_image(tiny_bundle: Path, tmp_path: 
         folder_sections(tmp_path / "out", picture.parent)
 
 
+def test_a_report_of_an_earlier_run_does_not_stay_beside_new_masks(tiny_bundle: Path, tmp_path: Path) -> None:
+    picture, page = save(tmp_path / "in" / "a.png", colours()), tmp_path / "out" / "report.html"
+    segment(tiny_bundle, picture, page.parent)
+    assert report(page.parent, "--images", picture.parent).returncode == 0
+    assert page.is_file()
+    segment(tiny_bundle, picture, page.parent)
+    assert not page.exists()
+    page.write_text("<html>somebody's own</html>")
+    segment(tiny_bundle, picture, page.parent)
+    assert page.is_file()
+
+
 def test_images_may_be_links_or_lie_in_a_data_folder(tiny_bundle: Path, tmp_path: Path) -> None:
     picture = save(tmp_path / "pool" / "a.png", colours())
     link = tmp_path / "data" / "images" / "a.png"

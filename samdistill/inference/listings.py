@@ -17,7 +17,8 @@ from samdistill.io.contours import coco_annotation
 from samdistill.io.files import atomic_write, remove_leftovers
 from samdistill.io.measurements import Measurement
 
-MEASUREMENTS, COCO = "measurements.csv", "coco.json"
+MEASUREMENTS, COCO, REPORT = "measurements.csv", "coco.json", "report.html"
+_MARK = b'name="generator" content="samdistill'  # of a report, near its beginning
 Naming = Callable[[str], str]
 
 
@@ -25,6 +26,12 @@ def remove_listings(out: Path, name: Naming) -> None:
     """Remove what an earlier run left, which speaks of other outputs, and what a killed one left half."""
     for file in (MEASUREMENTS, COCO):
         (out / name(file)).unlink(missing_ok=True)
+    report = out / REPORT
+    if report.is_file():
+        with report.open("rb") as page:
+            ours = _MARK in page.read(1024)
+        if ours:  # and not somebody's own file of that name
+            report.unlink()
     remove_leftovers(out, {name(file) for file in (RESULTS, MEASUREMENTS, COCO)})
 
 
