@@ -174,6 +174,18 @@ def test_a_file_without_a_suffix_that_may_not_be_read_is_an_input_that_fails(
     assert names(gather([str(tmp_path)], tmp_path / "out")) == ["IM0002"]
 
 
+def test_pictures_of_other_formats_fail_rather_than_be_left_out(tiny_bundle: Path, tmp_path: Path) -> None:
+    for name, form in (("a.png", "PNG"), ("b.jfif", "JPEG"), ("c.gif", "GIF"), ("d.webp", "WEBP")):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        PillowImage.fromarray(colours()).save(tmp_path / "in" / name, form)
+    (tmp_path / "in" / "notes.txt").write_text("read me")
+    records = segment(tiny_bundle, tmp_path / "in", tmp_path / "out")
+    assert [(one.input, one.status) for one in records] == [
+        ("a.png", "ok"), ("b.jfif", "ok"), ("c.gif", "failed"), ("d.webp", "failed")
+    ]  # fmt: skip
+    assert "Convert it" in str(records[2].error)
+
+
 def test_a_folder_that_is_called_images_by_chance_hides_nothing(tmp_path: Path) -> None:
     for name in ("study/scan.png", "study/images/thumb.png"):
         save(tmp_path / name)

@@ -13,6 +13,21 @@ from samdistill.io.dataset_toml import DATASET_TOML
 from samdistill.io.stack import format_of
 from samdistill.io.video import is_video
 
+# Pictures by their names, though no reader's: they are tried, and fail by name, rather than be left out.
+_OTHER_PICTURES = (
+    ".jpe",
+    ".jfif",
+    ".jp2",
+    ".j2k",
+    ".gif",
+    ".webp",
+    ".heic",
+    ".avif",
+    ".mha",
+    ".mhd",
+    ".nrrd",
+)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -142,6 +157,8 @@ def _is_input(path: Path, relative: Path) -> bool:
     """Whether a file's name or content says so, or it cannot be read, and nothing says that it is none."""
     if any(part.startswith(".") for part in relative.parts):
         return False
+    if path.name.lower().endswith(_OTHER_PICTURES):
+        return True
     unknown = not path.suffix or path.suffix[1:].isdigit()  # as DICOM on a disc: IM0002, 1.2.840.10008
     return is_video(path) or format_of(path) is not None or (unknown and not os.access(path, os.R_OK))
 
