@@ -25,7 +25,7 @@ from samdistill.metrics import dice
 from samdistill.prompts import Extraction, Prompts, extract_with_masks
 from samdistill.refine import RefineConfig, Refinement, answer_all, one_by_one, select, suited
 
-Kept = Literal["empty", "unprompted", "unanswered", "doubtful"]
+Kept = Literal["empty", "discarded", "unprompted", "unanswered", "doubtful", "overlapped"]
 JITTER = 0.05  # of a box's sides, or of what a set without one covers
 DIRECTIONS = ((1, 1), (-1, -1), (1, -1), (-1, 1))  # xy, in which every prompt of a set is moved
 
@@ -38,9 +38,10 @@ class Refined:
     ----------
     kept
         For each class None where the mask is the teacher's, else why it is the student's: "empty", the
-        student found nothing to ask about; "unprompted", its pixels all belong to other classes too, so that
-        they have no centre to prompt with; "unanswered", the teacher answered with nothing; "doubtful", it is
-        less sure of its answer than was asked for.
+        student found nothing to ask about; "discarded", the prompts leave out all it found; "unprompted", its
+        pixels all belong to other classes too, so that they have no centre to prompt with; "unanswered", the
+        teacher answered with nothing; "doubtful", it is less sure of its answer than was asked for;
+        "overlapped", other classes are likelier wherever it answered.
     prompts
         For each class its prompt sets, image frame; as the bundle makes them, before its passes choose.
     predicted_iou
@@ -235,8 +236,8 @@ def _final(
     prompts = tuple(tuple(sets) for sets in extraction.prompts)
     unknown = np.full(len(maps), np.nan, np.float32)
     kept: list[Kept | None] = [
-        None if sets else "unprompted" if mask.any() else "empty"
-        for sets, mask in zip(prompts, extraction.masks, strict=True)
+        None if sets else "unprompted" if mask.any() else "discarded" if own.any() else "empty"
+        for sets, mask, own in zip(prompts, extraction.masks, student_masks, strict=True)
     ]
     if answer is None:
         return student_masks, Refined(tuple(kept), prompts, unknown, unknown)
@@ -252,8 +253,27 @@ def _final(
         else:
             masks[number] = mask
     if len(masks) > 1 and not manifest.multi_label:
-        masks = without_overlap(masks, maps)
+        masks = _apart(masks, student_masks, maps, kept)
     return masks, Refined(tuple(kept), prompts, answer.predicted_iou, answer.agreement)
+
+
+def _apart(masks: Masks, student_masks: Masks, maps: ProbabilityMaps, kept: list[Kept | None]) -> Masks:
+    """The masks without overlap; a class that would lose all its pixels to others keeps the student's whole.
+
+    The student's own do not overlap, so that there is always room for them.
+    """
+    whole = np.zeros(len(masks), np.bool_)
+    while True:
+        masks = masks & ~student_masks[whole].any(axis=0)
+        masks[whole] = student_masks[whole]
+        alone = without_overlap(masks, maps)
+        asked = np.array([why is None for why in kept])
+        lost = ~alone.any(axis=(1, 2)) & (asked | student_masks.any(axis=(1, 2))) & ~whole
+        if not lost.any():
+            return alone
+        for number in np.flatnonzero(lost & asked):
+            kept[number] = "overlapped"
+        whole |= lost
 
 
 def _cleaned(masks: Masks, maps: ProbabilityMaps, rule: CleaningRule) -> Masks:

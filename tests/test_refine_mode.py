@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,14 @@ import pytest
 import torch
 from bundles import colours, expected, rewrite
 from colour_student import ColourStudent
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image as PillowImage
 from teacher_bundles import give_teacher
 
+import samdistill.refined as refined_module
 from samdistill import phantoms
+from samdistill.bundled_teacher import BundledEmbedding
 from samdistill.components import label
 from samdistill.config import to_dict
 from samdistill.errors import BundleError, UsageError
@@ -30,9 +35,11 @@ from samdistill.phantoms.folder import write
 from samdistill.predictor import Predictor
 from samdistill.prompts import PromptConfig
 from samdistill.refine import BURDEN, RefineConfig
-from samdistill.refined import config_of, told
+from samdistill.refined import Refined, config_of, refine_images, told
+from samdistill.segmentation import masks_of
 from samdistill.teacher import load_teacher
 from samdistill.teacher.cache import EmbeddingCache
+from samdistill.teacher_frame import TeacherFrame, TeacherMasks
 from samdistill.train.embedded import EmbeddedCases
 from samdistill.train.pseudo import TeacherRefiner, whole_images
 
@@ -94,7 +101,7 @@ def test_masks_are_those_of_training_with_the_same_student_and_teacher(
         assert one.refined is not None
         claimed = other.masks.sum(axis=0) > 1
         for c, why in enumerate(one.refined.kept):
-            assert (why is None) == bool(other.prompts[c] and other.masks[c].any())
+            assert (why in (None, "overlapped")) == bool(other.prompts[c] and other.masks[c].any())
             if why is None:
                 asked += 1
                 assert one.refined.predicted_iou[c] == pytest.approx(other.predicted_iou[c], abs=0.01)
@@ -178,6 +185,79 @@ def test_a_class_without_pixels_of_its_own_keeps_the_students_mask(bundle: Path)
     assert one.refined.kept == ("unprompted", None)
     np.testing.assert_array_equal(one.masks[0], student.masks[0])
     assert one.masks[0].any()
+
+
+class Says:
+    """A teacher whose answers are given."""
+
+    def __init__(self, *masks: Any) -> None:
+        self.masks = list(masks)
+
+    def embed(self, images: Any) -> Any:
+        side = images[0].shape[0]
+        return [BundledEmbedding(np.zeros((4, 8, 8), np.float32), TeacherFrame((side, side), 64))]
+
+    def segment(self, *_: Any, **__: Any) -> TeacherMasks:
+        count = len(self.masks)
+        return TeacherMasks(
+            self.masks, np.zeros((count, 16, 16), np.float32), np.full(count, 0.9, np.float32)
+        )
+
+
+def refined_by(teacher: Says, maps: Any, prompts: PromptConfig) -> tuple[Any, Any, Refined]:
+    """The student's masks, the final ones, and what was asked; classes do not overlap."""
+    manifest: Any = SimpleNamespace(
+        prompts=RefineConfig(prompts),
+        teacher=SimpleNamespace(preprocessing="sam"),
+        cleaning=None,
+        multi_label=False,
+    )
+    fast = masks_of(maps, thresholds=(0.5,) * len(maps), multi_label=False)
+    image = np.zeros((*maps.shape[1:], 3), np.uint8)
+    bundled: Any = teacher
+    ((masks, refined),) = refine_images(bundled, manifest, [image], [maps], [fast])
+    return fast, masks, refined
+
+
+def square(start: int, stop: int, value: float = 1.0) -> Any:
+    map_ = np.zeros((32, 32), np.float32)
+    map_[start:stop, start:stop] = value
+    return map_
+
+
+def test_a_class_that_others_would_take_whole_keeps_the_students_mask() -> None:
+    maps = np.stack([square(4, 10, 0.6), square(12, 24, 0.9)])
+    teacher = Says(square(13, 16) > 0, square(6, 24) > 0)  # the first class within the second
+    fast, masks, refined = refined_by(teacher, maps, PromptConfig(points="none"))
+    assert refined.kept == ("overlapped", None)
+    np.testing.assert_array_equal(masks[0], fast[0])
+    np.testing.assert_array_equal(masks[1], (square(6, 24) > 0) & ~fast[0])
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 5))
+def test_no_class_that_the_student_found_is_lost_where_classes_may_not_overlap(seed: int, count: int) -> None:
+    random = np.random.default_rng(seed)
+    maps = random.choice(np.array([0.1, 0.6, 0.7], np.float32), (count, 2, 3))
+    thresholds = random.choice([0.05, 0.5, 0.65], count)
+    student = masks_of(maps, thresholds=tuple(thresholds), multi_label=False)
+    asked = student.any(axis=(1, 2)) & (random.random(count) < 0.7)
+    answers = random.random((count, 2, 3)) < 0.5
+    given = np.where((asked & answers.any(axis=(1, 2)))[:, None, None], answers, student)
+    kept: Any = [None if one else "doubtful" for one in asked & answers.any(axis=(1, 2))]
+    found = refined_module._apart(given, student, maps, kept)
+    assert found.sum(axis=0).max() <= 1
+    for mask, own, why in zip(found, student, kept, strict=True):
+        assert mask.any() or not own.any()
+        assert why != "overlapped" or np.array_equal(mask, own)
+
+
+def test_what_the_prompts_leave_out_was_found_all_the_same() -> None:
+    maps = np.stack([square(4, 7, 0.9), np.zeros((32, 32), np.float32), square(12, 24, 0.9)])
+    fast, masks, refined = refined_by(Says(maps[2] > 0), maps, PromptConfig(points="none", min_area_px=40))
+    assert refined.kept == ("discarded", "empty", None)
+    np.testing.assert_array_equal(masks, fast)
+    assert told([refined], ("a", "b", "c"))["a"]["kept"] == {"discarded": 1}
 
 
 def test_a_teacher_that_answers_with_nothing_leaves_the_students_mask(bundle: Path) -> None:
