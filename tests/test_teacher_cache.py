@@ -252,3 +252,26 @@ def test_fill_skips_what_is_there(teacher: Teacher, tmp_path: Path) -> None:
     assert cache.fill(teacher, [lambda p=p: p for p in pictures], progress=told.append) == 2
     assert told == [1, 2, 3]
     assert cache.fill(teacher, [lambda p=p: p for p in pictures]) == 0
+
+
+def test_fill_makes_a_damaged_entry_again(teacher: Teacher, tmp_path: Path) -> None:
+    (picture,) = images(1)
+    cache = EmbeddingCache(tmp_path)
+    cache.fill(teacher, [lambda: picture])
+    (path,) = tmp_path.glob("??/*.bin")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert cache.fill(teacher, [lambda: picture]) == 1
+    assert cache.read(entry_key(teacher, picture), CPU) is not None
+
+
+def test_fill_does_not_evict_what_it_found(teacher: Teacher, tmp_path: Path) -> None:
+    *found, other, new = images(4)
+    EmbeddingCache(tmp_path).fill(teacher, [lambda p=p: p for p in (*found, other)])
+    bytes_ = [path.stat().st_size for path in tmp_path.glob("??/*.bin")]
+    for age, picture in ((2000, found[0]), (2000, found[1]), (1000, other)):
+        path = EmbeddingCache(tmp_path)._path(entry_key(teacher, picture))
+        os.utime(path, (time.time() - age,) * 2)
+    cache = EmbeddingCache(tmp_path, max_bytes=sum(bytes_))
+    assert cache.fill(teacher, [lambda p=p: p for p in (*found, new)]) == 1
+    held = [cache.read(entry_key(teacher, picture), CPU) is not None for picture in (*found, new, other)]
+    assert held == [True, True, True, False]

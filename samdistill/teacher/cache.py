@@ -118,12 +118,7 @@ class EmbeddingCache:
         """Put images into the cache one by one without holding more than one; return how many were new."""
         before = self._misses
         for done, read in enumerate(images, start=1):
-            image = read()
-            key = entry_key(teacher, image)
-            if self._path(key).is_file():
-                self._hits += 1
-            else:
-                self.embed(teacher, [image])
+            self.embed(teacher, [read()])
             if progress is not None:
                 progress(done)
         return self._misses - before
