@@ -285,6 +285,14 @@ def test_the_random_walker_follows_the_edge_that_the_student_missed() -> None:
     assert not nothing.masks.any()
 
 
+def test_where_there_is_no_edge_the_random_walker_keeps_the_students_mask() -> None:
+    maps = np.zeros((1, 40, 40), np.float32)
+    maps[0, 12:32, 12:32] = 0.9
+    (one,) = RandomWalkerRefiner(BURDEN)([0], [np.full((40, 40, 3), 60, np.uint8)], [maps])
+    np.testing.assert_array_equal(one.masks, one.student_masks)
+    assert one.agreement.tolist() == [1]
+
+
 def test_weighted_bce_weighs_the_rare_class() -> None:
     loss = WeightedBCE([10, 0], [90, 5])
     assert loss.pos_weight.tolist() == [9, 1]

@@ -61,7 +61,8 @@ class RandomWalkerRefiner:
             # The very middle is a seed however small the mask is.
             seeds[inside > min(band, float(inside.max()) - 0.5)] = 1
             seeds[outside > band] = 2
-            if (seeds == 2).any() and (seeds == 0).any():
+            # An image of one colour has no edge to decide by, and the walker's weights would be NaN.
+            if image.min() < image.max() and (seeds == 2).any() and (seeds == 0).any():
                 gray = image.astype(np.float64) / 255
                 walked = random_walker(
                     gray, seeds, beta=self._beta, mode="cg_j", tol=1e-4, prob_tol=0.05, channel_axis=-1
