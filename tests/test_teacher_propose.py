@@ -131,6 +131,15 @@ def test_crops_and_grids_are_the_generators(layers: int, size: tuple[int, int]) 
     np.testing.assert_allclose(point_grid(7), build_point_grid(7))
 
 
+@pytest.mark.parametrize("size", [(3, 3), (1, 40), (200, 3)])
+def test_a_small_or_narrow_image_has_no_empty_crops(size: tuple[int, int]) -> None:
+    crops = crop_boxes(size, 3, 512 / 1500)
+    assert crops[0] == (0, (0, 0, size[1], size[0]))
+    for _, (x0, y0, x1, y1) in crops:
+        assert 0 <= x0 < x1 <= size[1]
+        assert 0 <= y0 < y1 <= size[0]
+
+
 @pytest.mark.parametrize("min_px", [1, 4, 30, 5000])
 def test_regions_are_cleaned_as_the_generator_cleans_them(min_px: int) -> None:
     pytest.importorskip("cv2", reason="segment_anything's own version needs opencv")

@@ -218,7 +218,10 @@ def point_grid(side: int) -> npt.NDArray[np.float64]:
 def crop_boxes(
     image_size: tuple[int, int], layers: int, overlap_share: float
 ) -> list[tuple[int, tuple[int, int, int, int]]]:
-    """List the crops as (layer, half-open xyxy), the whole image first; segment_anything's rounding."""
+    """List the crops as (layer, half-open xyxy), the whole image first; segment_anything's rounding.
+
+    Of a small or narrow image those without a pixel are left out.
+    """
     height, width = image_size
     crops = [(0, (0, 0, width, height))]
     for layer in range(1, layers + 1):
@@ -228,7 +231,9 @@ def crop_boxes(
         for i in range(n):
             for j in range(n):
                 x0, y0 = i * (w - overlap), j * (h - overlap)
-                crops.append((layer, (x0, y0, min(x0 + w, width), min(y0 + h, height))))
+                x1, y1 = min(x0 + w, width), min(y0 + h, height)
+                if x0 < x1 and y0 < y1:
+                    crops.append((layer, (x0, y0, x1, y1)))
     return crops
 
 
