@@ -205,6 +205,10 @@ def test_tuning_refuses_what_it_cannot_do(run: Path, words: tuple[object, ...]) 
     refused(UsageError, "tune", run, *words)
 
 
+def test_any_seed_tunes(run: Path) -> None:
+    assert "1 trials" in done("tune", run, "--trials", 1, "--seed", 2**40, "--refiner", "random-walker")
+
+
 def test_tuning_names_what_is_damaged_or_missing(run: Path, tmp_path: Path) -> None:
     assert "is no run" in refused(InputRejected, "tune", tmp_path)
     assert "not at" in refused(InputRejected, "tune", run, tmp_path / "away")

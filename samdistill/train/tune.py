@@ -227,7 +227,7 @@ def _search(
     known = {_key(trial.params): trial.value for trial in _complete(study)}
     while (done := len(_complete(study))) < trials:
         # A sampler of its own for each trial: nothing that draws has a state that a kill could lose.
-        study.sampler = TPESampler(seed=seed * 100_003 + done)
+        study.sampler = TPESampler(seed=(seed * 100_003 + done) % 2**32)
         if done < len(space.first_trials):
             study.enqueue_trial(space.first_trials[done])
         trial = study.ask(space.distributions)
