@@ -39,12 +39,15 @@ def test_a_file_changes_its_preset_and_an_option_changes_the_file(tmp_path: Path
         ("sede = 3", "sede"),
         ("[student]\nencodr = 'x'", "encodr"),
         ("seed = 'three'", "seed must be int"),
+        ("seed = -1", "seed must be 0 to 2**63 - 1"),
+        ("seed = 9223372036854775808", "seed must be 0 to 2**63 - 1"),
         ("labels = 1.5", "share in (0, 1]"),
         ("labels = 0", "at least 1 image"),
         ("batch = 1", "batch must be at least 2"),
         ("[student]\nsize = 100", "multiple of 32"),
         ("max_steps = 0", "max_steps must be at least 1"),
         ("preset = 'heavy'", "preset must be one of"),
+        ("preset = ['light']", "preset must be one of"),
         ("strategy = 'magic'", "strategy must be one of"),
         ("[augment]\nflip = 2.0", "flip must be a probability"),
         ("student = 3", "student must be a table"),
@@ -59,6 +62,13 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path: Path, text: str, named: st
         load_config(file)
     assert named in str(caught.value)
     assert "bad.toml" in str(caught.value) or "preset" in named
+
+
+def test_an_option_finds_no_value_where_its_table_should_be(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text("student = 5\n")
+    with pytest.raises(UsageError, match=r"bad\.toml: student must be a table, not 5"):
+        load_config(file, overrides={"student.size": 32})
 
 
 def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:

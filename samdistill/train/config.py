@@ -352,7 +352,8 @@ class TrainConfig:
         )
         _require(self.pretrain_steps >= 1, f"pretrain_steps must be at least 1, not {self.pretrain_steps}.")
         _require(self.keep in ("best", "last"), f"keep must be best or last, not {self.keep!r}.")
-        _require(self.seed >= 0, f"seed must be at least 0, not {self.seed}.")
+        # torch takes 64 bits; a second student's seed lies a little above this one.
+        _require(0 <= self.seed < 2**63, f"seed must be 0 to 2**63 - 1, not {self.seed}.")
         _require(self.bce_weight >= 0, f"bce_weight must be at least 0, not {self.bce_weight}.")
         _require(
             self.precision in PRECISIONS,
@@ -403,7 +404,7 @@ def load_config(
     values = load_toml(path) if path else {}
     named = values.pop("preset", "paper")
     preset = named if preset is None else preset
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise UsageError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}.")
     for key, value in (overrides or {}).items():
         if value is None:
@@ -412,6 +413,8 @@ def load_config(
         *tables, name = key.split(".")
         for part in tables:
             table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise UsageError(f"{path}: {part} must be a table, not {table!r}.")
         table[name] = value
     return _changed(PRESETS[preset], values, str(path or "configuration"))
 
