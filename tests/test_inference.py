@@ -340,6 +340,21 @@ def test_masks_that_no_run_wrote_are_not_written_over(
     assert tree(tmp_path / "masks") == ["a.png"], "nothing was written"
 
 
+def test_an_old_output_that_cannot_be_removed_ends_the_run_without_its_name(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = save(tmp_path / "Doering.png")
+    segment(tiny_bundle, picture, tmp_path / "out")
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(UsageError, match="be removed, and does not: Permission denied") as found:
+        segment(tiny_bundle, picture, tmp_path / "out")
+    assert "Doering" not in str(found.value)
+
+
 def test_a_short_name_does_not_garble_what_went_wrong(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

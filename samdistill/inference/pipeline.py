@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from samdistill.errors import DeviceUnavailable, InputRejected, SomeInputsFailed
+from samdistill.errors import DeviceUnavailable, InputRejected, SomeInputsFailed, UsageError
 from samdistill.inference.cases import Case
 from samdistill.inference.jobs import (
     BATCH,
@@ -144,7 +144,13 @@ def segment_files(
         kept = _kept(run, sources, earlier) if resume else {}
         fresh = [source for number, source in enumerate(sources, 1) if number not in kept]
         stale = fresh if own else [source for source in fresh if source in outputs]
-        remove_stale(stale, outputs, out, predictor, options, earlier)
+        try:
+            remove_stale(stale, outputs, out, predictor, options, earlier)
+        except OSError as error:  # which names a file
+            raise UsageError(
+                f"--out must let an earlier run's outputs be removed, and does not: {error.strerror}. "
+                "Give access to all of it, or name another folder."
+            ) from error
         if shard is not None:
             set_aside_others(out, shard)
         remove_listings(out, name)
