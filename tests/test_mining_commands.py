@@ -288,6 +288,29 @@ def test_correcting_survives_and_an_interrupted_folder_is_finished(
     assert {path: path.read_bytes() for path in finished} == finished
 
 
+def test_a_folder_that_is_continued_with_new_images_has_their_groups(
+    run: Path, single: Path, tmp_path: Path
+) -> None:
+    data, out = Path(shutil.copytree(single.parent / "data", tmp_path / "data")), tmp_path / "labels"
+    words = ("pseudo-label", run, data, "--out", out, "--refiner", "random-walker")
+    (data / "dataset.toml").write_text('classes = ["class0"]\ngroup_pattern = "^."\n')
+    done(*words)
+    table = out / "cases.csv"
+    table.write_text("case,site,group\n" + "".join(f"1{number},x,me\n" for number in range(4)))
+    for index in (20, 21):
+        Image.fromarray(picture(index, 1)).save(data / "images" / f"{index}.png")
+    done(*words)
+    assert {case.id: case.group for case in open_dataset(out).cases} == {
+        **{f"1{number}": "me" for number in range(4)},
+        "20": "2",
+        "21": "2",
+    }
+    table.write_text("image\n10\n")
+    assert "columns case and group" in refused(InputRejected, *words)
+    table.unlink()  # as in a folder that was begun with images without groups
+    assert "was begun without groups" in refused(UsageError, *words)
+
+
 def test_a_filter_leaves_images_unlabelled_and_says_why(run: Path, single: Path, tmp_path: Path) -> None:
     out = tmp_path / "labels"
     output = done("pseudo-label", run, single.parent / "data", "--out", out, "--min-iou", 1.0)

@@ -49,6 +49,7 @@ from samdistill.train.store import PseudoLabel, PseudoStore
 
 SETTINGS = "pseudo.json"
 STORE = "pseudo"
+GROUPS = "cases.csv"
 SCHEMA = 1
 NOTHING = "the student found nothing"
 
@@ -227,6 +228,7 @@ def _begin(run: Run, cases: Sequence[Case], out: Path, settings: dict[str, Any])
             raise UsageError(
                 f"{out} holds pseudo labels made with another {changed[0]}. Name another folder."
             )
+        _extend_groups(out, cases)
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} must be a new or empty folder, or one that this command began.")
@@ -235,14 +237,39 @@ def _begin(run: Run, cases: Sequence[Case], out: Path, settings: dict[str, Any])
     names = ", ".join(json.dumps(name, ensure_ascii=False) for name in run.class_names)
     toml = f"# Pseudo labels by samdistill; {SETTINGS} says how they were made.\nclasses = [{names}]\n"
     if any(case.group != case.id for case in cases):
-        rows = io.StringIO()
-        writer = csv.writer(rows, lineterminator="\n")
-        writer.writerow(["case", "group"])
-        writer.writerows((case.id, case.group) for case in cases)
-        write_text(out / "cases.csv", rows.getvalue())
-        toml += '\n[table]\nfile = "cases.csv"\ngroup = "group"\n'
+        write_text(out / GROUPS, "case,group\n" + _group_rows(cases, ["case", "group"]))
+        toml += f'\n[table]\nfile = "{GROUPS}"\ngroup = "group"\n'
     write_text(out / DATASET_TOML, toml)
     write_text(path, json.dumps(settings, indent=1) + "\n")
+
+
+def _extend_groups(out: Path, cases: Sequence[Case]) -> None:
+    """Give images that are new a row in the table of groups; what people wrote into it stays."""
+    path = out / GROUPS
+    if not path.is_file():
+        if any(case.group != case.id for case in cases):
+            raise UsageError(
+                f"{out} was begun without groups, and these images have some. Name another folder."
+            )
+        return
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        known = {row["case"] for row in reader}
+        columns = list(reader.fieldnames or [])
+        rows = _group_rows([case for case in cases if case.id not in known], columns)
+    except (KeyError, ValueError, csv.Error) as error:
+        raise InputRejected(f"{path} must be a table with the columns case and group: {error}.") from error
+    if rows:
+        write_text(path, text + ("" if text.endswith("\n") else "\n") + rows)
+
+
+def _group_rows(cases: Sequence[Case], columns: Sequence[str]) -> str:
+    """Rows of the table of groups, empty in columns that people added."""
+    rows = io.StringIO()
+    writer = csv.DictWriter(rows, columns, lineterminator="\n")
+    writer.writerows({"case": case.id, "group": case.group} for case in cases)
+    return rows.getvalue()
 
 
 def _settings(
