@@ -138,14 +138,16 @@ class Judge:
             "intensity_distance": quality.intensity_distance(seen.intensity, reference.intensity),
         }
         teacher: dict[str, float | None] | None = None
-        stability = None
+        stability: float | None = None
         if refined is not None:
             teacher = teacher_numbers(refined)
             if refined.embedding is not None and reference.embedding_mean and reference.embedding_scale:
                 teacher["embedding_distance"] = quality.embedding_distance(
                     refined.embedding, reference.embedding_mean, reference.embedding_scale
                 )
-            stability = None if refined.stability is None else _mean(refined.stability)
+            if refined.stability is not None:
+                steady = _mean(refined.stability)
+                stability = np.nan if steady is None else steady
         return quality.judge(
             rule,
             numbers,

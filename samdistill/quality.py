@@ -208,7 +208,7 @@ def judge(
     teacher
         agreement, predicted_iou and embedding_distance where the teacher was asked; None where not.
     stability
-        Where it was measured.
+        Where it was asked for, NaN where there was nothing to ask about; None where not.
     refined
         Whether a mask is the teacher's, so that the rule of refined masks holds.
     abstain
@@ -218,13 +218,15 @@ def judge(
     found.update(image)
     found.update(shape_numbers(masks, rule.reference))
     found.update(teacher or {})
-    found["stability"] = stability
+    found["stability"] = None if stability is None or np.isnan(stability) else stability
     why = {}
     for name in (*TEACHER_NUMBERS, "embedding_distance"):
         if found[name] is None:
             why[name] = "the teacher was not asked" if teacher is None else "there was nothing to ask about"
-    if stability is None:
-        why["stability"] = "not asked for" if teacher is not None else "the teacher was not asked"
+    if teacher is None:
+        why["stability"] = "the teacher was not asked"
+    elif found["stability"] is None:
+        why["stability"] = "not asked for" if stability is None else "there was nothing to ask about"
     if "embedding_distance" in why and teacher is not None and rule.reference.embedding_mean is None:
         why["embedding_distance"] = "the bundle holds no training embeddings"
     own = rule.refined if refined else rule.student

@@ -163,7 +163,9 @@ def test_stability_is_asked_for_and_lies_between_0_and_1(predictor: Predictor) -
     assert 0 < value <= 1
     assert predictor.predict(colours(), "refine").quality.numbers["stability"] is None
     np.testing.assert_array_equal(found.masks, predictor.predict(colours(), "refine").masks)
-    assert predictor.predict(dark(), "refine", stability=True).quality.numbers["stability"] is None
+    nothing = predictor.predict(dark(), "refine", stability=True).quality
+    assert nothing.numbers["stability"] is None
+    assert nothing.missing["stability"] == "there was nothing to ask about"
 
 
 def test_every_answer_is_judged_and_a_bundle_without_rules_says_why_not(predictor: Predictor) -> None:

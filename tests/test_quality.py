@@ -234,6 +234,19 @@ def test_every_number_has_a_value_or_a_reason() -> None:
         assert (found.score is None) == ("score" in found.missing) == (found.flag is None)
 
 
+@pytest.mark.parametrize(
+    ("teacher", "stability", "why"),
+    [
+        (None, None, "the teacher was not asked"),
+        ({"agreement": 0.8}, None, "not asked for"),
+        ({"agreement": None}, np.nan, "there was nothing to ask about"),
+    ],
+)
+def test_why_there_is_no_stability_is_told(teacher: Any, stability: float | None, why: str) -> None:
+    found = judged(0.9, teacher=teacher, stability=stability)
+    assert (found.numbers["stability"], found.missing["stability"]) == (None, why)
+
+
 def test_a_rule_whose_number_is_missing_gives_no_score() -> None:
     rule = replace(QUALITY, refined=ScoreRule(replace(RULE, features=("agreement",)), 9, 0.1))
     mask = np.zeros((1, 10, 10), np.bool_)
