@@ -288,6 +288,15 @@ def test_correcting_survives_and_an_interrupted_folder_is_finished(
     assert {path: path.read_bytes() for path in finished} == finished
 
 
+def test_what_the_prompts_leave_out_is_not_called_nothing(run: Path, single: Path, tmp_path: Path) -> None:
+    out, prompts = tmp_path / "labels", tmp_path / "prompts.toml"
+    prompts.write_text("[prompts]\nmin_area_px = 2000\n")
+    output = done("pseudo-label", run, single.parent / "data", "--out", out, "--prompts", prompts)
+    assert "0 of 4 images labelled" in output
+    assert "3 left without a mask, not with an empty one: the prompts leave out all" in output
+    assert "1 left without a mask, not with an empty one: the student found nothing" in output
+
+
 def test_a_folder_that_is_continued_with_new_images_has_their_groups(
     run: Path, single: Path, tmp_path: Path
 ) -> None:

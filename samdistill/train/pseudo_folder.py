@@ -42,7 +42,7 @@ from samdistill.teacher.cache import EmbeddingCache
 from samdistill.train.config import PseudoConfig
 from samdistill.train.embedded import EmbeddedCases
 from samdistill.train.losses import IGNORE
-from samdistill.train.pseudo import Refiner, TeacherRefiner, targets_of, whole_images
+from samdistill.train.pseudo import Refiner, TeacherRefiner, predict_maps, targets_of
 from samdistill.train.random_walker import RandomWalkerRefiner
 from samdistill.train.run import Run
 from samdistill.train.store import PseudoLabel, PseudoStore
@@ -52,6 +52,7 @@ STORE = "pseudo"
 GROUPS = "cases.csv"
 SCHEMA = 1
 NOTHING = "the student found nothing"
+DISCARDED = "the prompts leave out all that the student found"
 
 
 @dataclass(frozen=True)
@@ -185,22 +186,28 @@ def write_folder(
         elif not _record_path(out, case.id).is_file():
             try:
                 image = run.intensity.apply(case.read_image())
-                (one,) = whole_images(student, refiner, [number], [image], run.config.student.size, 1)
+                (maps,) = predict_maps(student, [image], run.config.student.size, 1)
+                (one,) = refiner([number], [image], [maps])
             except (InputRejected, ValueError) as error:
                 failed[case.id] = str(error)
             else:
-                _write(out, root, case, one, run, store, sha256, filters)
+                found = bool((maps > 0.5).any())
+                reason = why_unlabelled(one, run.class_names, filters, found=found)
+                _write(out, root, case, one, run, store, sha256, reason)
         tell("labelling", number + 1, len(cases))
     return _count(out, cases, failed)
 
 
-def why_unlabelled(refinement: Refinement, class_names: Sequence[str], filters: PseudoConfig) -> str | None:
+def why_unlabelled(
+    refinement: Refinement, class_names: Sequence[str], filters: PseudoConfig, *, found: bool
+) -> str | None:
     """Why an image gets no mask; None where it gets one.
 
-    One class held back holds back the image: a mask without it would say that it is absent.
+    One class held back holds back the image: a mask without it would say that it is absent. `found` is
+    whether the student found anything, before the prompts' cleaning.
     """
     if refinement.empty:
-        return NOTHING
+        return DISCARDED if found else NOTHING
     targets = targets_of(refinement, filters)
     for number, name in enumerate(class_names):
         if targets is not None and not (targets[number] == IGNORE).all():
@@ -318,10 +325,9 @@ def _write(
     run: Run,
     store: PseudoStore,
     sha256: str,
-    filters: PseudoConfig,
+    reason: str | None,
 ) -> None:
     """An image's files, its JSON last."""
-    reason = why_unlabelled(one, run.class_names, filters)
     copy = _copy(out, root, case.image_path)
     copy.parent.mkdir(parents=True, exist_ok=True)
     if not copy.is_file():  # a scan is the file of many cases
