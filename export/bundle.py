@@ -129,7 +129,8 @@ def export_run(
     """
     from samdistill.train.run import Run
 
-    check_target(Path(out), force=force)
+    out = _named(Path(out))
+    check_target(out, force=force)
     opened = Run.load(run)
     if progress is not None and not opened.record.result:
         progress.on_message(f"{run} is not finished: its best student so far goes in")
@@ -145,7 +146,7 @@ def export_run(
     return publish(
         source,
         parts["validation"],
-        Path(out),
+        out,
         teacher=None if teacher is None else load_teacher(teacher),
         teacher_licence="not stated" if teacher is None else licence_of(teacher),
         prompts=prompts or opened.config.refine_or_default,
@@ -219,10 +220,11 @@ def publish(
     BundleError
         When the finished bundle does not verify.
     """
+    out = _named(out)
     progress, name = progress or Silent(), name or out.name
     check_target(out, force=force)
-    if len(name) > MOST_NAME:
-        raise UsageError(f"name must have at most {MOST_NAME} characters, not {len(name)}. Give another.")
+    if not 1 <= len(name) <= MOST_NAME:
+        raise UsageError(f"name must have 1..{MOST_NAME} characters, not {len(name)}. Give another.")
     if teacher is not None:
         refine.check_thresholds(prompts, len(source.class_names))
     if not cases:
@@ -333,6 +335,11 @@ def check_target(out: Path, *, force: bool) -> None:
                 f"{out} must not exist yet. Name another bundle, or replace this one with --force."
             )
     raise UsageError(f"{out} must be a new place for a bundle; what is there is no bundle and stays.")
+
+
+def _named(out: Path) -> Path:
+    """The same place by a path that ends in its name, as `.` and `..` do not."""
+    return out if out.name not in ("", "..") else out.resolve()
 
 
 def _is_bundle(folder: Path) -> bool:

@@ -137,7 +137,7 @@ def test_what_is_no_bundle_is_never_touched(cases: list[Case], tmp_path: Path, f
 
 
 def test_a_name_too_long_is_refused_before_any_work(cases: list[Case], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="name must have at most 200 characters, not 201"):
+    with pytest.raises(UsageError, match="name must have 1..200 characters, not 201"):
         publish(source(), cases, tmp_path / "bundle", name=201 * "n")
 
 
@@ -145,6 +145,17 @@ def test_a_name_too_long_is_refused_before_any_work(cases: list[Case], tmp_path:
 def test_an_empty_folder_may_become_a_bundle(cases: list[Case], tmp_path: Path) -> None:
     publish(source(), cases, tmp_path)
     verify(tmp_path)
+
+
+@pytest.mark.usefixtures("exported")
+def test_an_empty_folder_may_be_called_a_dot(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bundle").mkdir()
+    monkeypatch.chdir(tmp_path / "bundle")
+    made = publish(source(), cases, Path())
+    assert made.path == tmp_path / "bundle"
+    assert Bundle.open(made.path).manifest.name == "bundle"
 
 
 def test_the_licence_of_weights_from_a_file_is_told_of_the_official_one_alone(
