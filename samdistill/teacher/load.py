@@ -75,6 +75,14 @@ def load_teacher(name_or_path: str = "tiny", device: str = "cpu") -> Teacher:
     )
 
 
+def located(name_or_path: str) -> str:
+    """What `load_teacher` takes, with the path in it made absolute, so that it holds in every folder."""
+    name, colon, file = name_or_path.partition(":")
+    if colon:
+        return f"{name}:{Path(file).resolve()}" if file else name_or_path
+    return str(Path(name).resolve()) if name not in checkpoints.KNOWN and Path(name).suffix else name
+
+
 def _require_finite(model: nn.Module, path: Path) -> None:
     """Refuse weights whose masks would be empty because the numbers are none."""
     for key, value in model.state_dict().items():

@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from lightning_fabric import Fabric
 
 from samdistill._version import __version__
-from samdistill.config import to_dict
+from samdistill.config import build, to_dict
 from samdistill.errors import DeviceUnavailable, InputRejected, UsageError
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import open_dataset
@@ -25,6 +25,7 @@ from samdistill.io.files import remove_leftovers
 from samdistill.io.splits import Split, make_split
 from samdistill.io.stack import open_stack
 from samdistill.refine import check_thresholds
+from samdistill.teacher.load import located
 from samdistill.train.config import TrainConfig
 from samdistill.train.curves import draw_curves
 from samdistill.train.run import SCHEMA, Run, RunRecord, alone_in
@@ -104,6 +105,8 @@ def train(
             f"{out} must hold a whole run or none, not {left[0]} of one whose record or last checkpoint is "
             "gone: it would be gone on from. Choose another folder."
         )
+    if config is not None:  # the record is read from other folders too
+        config = replace(config, teacher=located(config.teacher))
     recorded = Run.load(out) if started_before else None
     if recorded is not None:
         config = config or recorded.config
@@ -254,11 +257,13 @@ def _new_run(
 
 
 def _check_same(run: Run, config: TrainConfig) -> None:
-    recorded, wanted = _flat(to_dict(run.config)), _flat(to_dict(config))
+    # Built anew, so that an integer where a float belongs is one, as in what was read from the record.
+    recorded, wanted = (_flat(to_dict(one)) for one in (run.config, build(TrainConfig, to_dict(config))))
     for key in sorted(recorded.keys() | wanted.keys()):
-        if recorded.get(key) != wanted.get(key):
+        before, now = recorded.get(key), wanted.get(key)
+        if before != now or type(before) is not type(now):  # a budget of 1 is an image, of 1.0 every label
             raise UsageError(
-                f"{key} was {recorded.get(key)!r} when {run.path} was started, not {wanted.get(key)!r}; "
+                f"{key} was {before!r} when {run.path} was started, not {now!r}; "
                 "resume with the options of the start or with none, or train into another folder."
             )
 
