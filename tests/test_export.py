@@ -137,7 +137,7 @@ def test_what_is_no_bundle_is_never_touched(cases: list[Case], tmp_path: Path, f
 
 
 def test_a_name_too_long_is_refused_before_any_work(cases: list[Case], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="name must have 1..200 characters, not 201"):
+    with pytest.raises(UsageError, match=r"name must have 1\.\.200 characters, not 201"):
         publish(source(), cases, tmp_path / "bundle", name=201 * "n")
 
 
