@@ -346,6 +346,25 @@ def test_the_students_normalisation_is_inside() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, so asking for it is no error")
+@pytest.mark.parametrize(
+    ("encoder", "named"),
+    [
+        ("mit_b0", "U-Net\\+\\+ can be built on, not 'mit_b0'"),
+        ("tu-xcit_nano_12_p8_224", "U-Net\\+\\+ can be built on"),
+        ("tu-maxvit_nano_rw_256", "takes images of any size, not 'tu-maxvit_nano_rw_256'"),
+        ("resnet35", "a name segmentation_models_pytorch knows"),
+        ("tu-resnet35", "timm knows no encoder"),
+    ],
+)
+def test_an_encoder_that_cannot_be_the_students_is_refused_before_the_run_is_made(
+    data: Path, tiny: Path, tmp_path: Path, encoder: str, named: str
+) -> None:
+    overrides = {"student.encoder": encoder, "student.encoder_weights": "none"}
+    with pytest.raises(UsageError, match=named):
+        train(data, tmp_path / "run", load_config(tiny, overrides=overrides), Silent(), device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_missing_gpu_is_said_and_never_replaced() -> None:
     with pytest.raises(DeviceUnavailable, match=r"CUDA|GPU"):
         choose_devices("cuda", "auto")
@@ -396,7 +415,6 @@ def test_the_path_of_a_teacher_is_recorded_absolute(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("samdistill.train.launch._new_run", stop)
-    monkeypatch.setattr("samdistill.train.launch.build_student", lambda *_: (None, "none"))
     with pytest.raises(KeyboardInterrupt):
         train(data, tmp_path / "run", load_config(tiny, overrides={"teacher": words}), Silent(), device="cpu")
     assert made[0].teacher == recorded.format(here=tmp_path, above=tmp_path.parent)

@@ -30,7 +30,7 @@ from samdistill.train.config import TrainConfig
 from samdistill.train.curves import draw_curves
 from samdistill.train.run import SCHEMA, Run, RunRecord, alone_in
 from samdistill.train.strategies import RUNNERS
-from samdistill.train.student import build_student
+from samdistill.train.student import build_student, check_encoder
 from samdistill.train.training import Training, Watcher
 
 
@@ -140,7 +140,8 @@ def train(
     fabric.barrier()  # every process has looked for a run before one of them makes it
     split = make_split(open_dataset(data, infer_classes=False), seed=config.seed, labels=config.labels)
     check_thresholds(config.refine_or_default, len(split.class_names))
-    _, encoder_weights = build_student(config.student, len(split.class_names))
+    student, encoder_weights = build_student(config.student, len(split.class_names))
+    check_encoder(student, config.student.encoder)
     with ExitStack() as held:
         if fabric.global_rank == 0:
             out.mkdir(parents=True, exist_ok=True)

@@ -57,6 +57,10 @@ class Student(nn.Module):
                 if "Unknown model" in str(error) or "Invalid pretrained" in str(error):
                     raise UsageError(f"timm knows no encoder {config.encoder!r}.") from error
                 raise
+            except ValueError as error:
+                raise UsageError(
+                    f"encoder must be one that U-Net++ can be built on, not {config.encoder!r}: {error}"
+                ) from error
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) * 255)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -109,6 +113,23 @@ def build_student(config: StudentConfig, classes: int) -> tuple[Student, str]:
                     'encoder_weights = "none".'
                 ) from error
     return Student(config, classes), "none"
+
+
+def check_encoder(student: Student, name: str) -> None:
+    """Refuse an encoder that takes images of one size alone: the student sees whole images of any.
+
+    Raises
+    ------
+    UsageError
+        Then.
+    """
+    try:
+        with torch.inference_mode():
+            student.eval()(torch.zeros(1, 3, 64, 96))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"encoder must be one that takes images of any size, not {name!r}: {error}"
+        ) from error
 
 
 def fetch_encoder(name: str) -> None:
