@@ -21,7 +21,7 @@ from test_train import Silent
 
 from samdistill.cli.app import app
 from samdistill.errors import InputRejected, SamdistillError, UsageError
-from samdistill.io.dataset import open_dataset
+from samdistill.io.dataset import Case, open_dataset
 from samdistill.refine import BURDEN, RefineConfig, load_prompts, refine
 from samdistill.statistics import Estimate
 from samdistill.teacher import Teacher
@@ -355,6 +355,19 @@ def test_a_picture_that_cannot_be_read_fails_alone(run: Path, tmp_path: Path) ->
     assert not (tmp_path / "labels" / "images" / "b.png").exists()
     Image.fromarray(picture(2, 1)).save(pictures / "b.png")
     assert "2 of 2 images labelled" in done(*words)
+
+
+def test_an_image_that_the_intensity_rule_cannot_take_is_named(
+    run: Path, single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Case, "read_image", lambda self: np.full((40, 56), np.nan, np.float32))
+    data, out = single.parent / "data", tmp_path / "out"
+    for words in (
+        ("tune", run),
+        ("pseudo-label", run, data, "--out", out),
+        ("teacher", "assess", data, "--run", run, "--out", out),
+    ):
+        assert re.search(r"\d\d\.png: pixels must be", refused(InputRejected, *words)), words
 
 
 def test_another_picture_of_the_same_name_is_not_taken_for_it(run: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ pytest.importorskip("torch", reason="the teacher needs the extra train")
 
 from samdistill.cli.teacher import app
 from samdistill.errors import InputRejected, UsageError
+from samdistill.io.dataset import Case
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +62,31 @@ def test_embed_fills_a_cache_and_goes_on_where_it_stopped(tmp_path: Path) -> Non
     assert "3 of 3 images embedded, 0 were there" in run(*arguments)
     Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(images / "3.png")
     assert "1 of 4 images embedded, 3 were there" in run(*arguments)
+
+
+def test_embed_takes_and_tells_the_intensity_rule_of_a_run(tmp_path: Path) -> None:
+    """Embeddings by another rule are of no use to it."""
+    images, file = tmp_path / "data" / "images", tmp_path / "run.toml"
+    images.mkdir(parents=True)
+    Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(30, 40) // 2).save(images / "0.png")
+    file.write_text('[intensity]\nkind = "window"\nlow = 10.0\nhigh = 90.5\n')
+    arguments = ("embed", str(tmp_path / "data"), "--cache", str(tmp_path / "store"))
+    assert "intensity identity:" in run(*arguments)
+    output = run(*arguments, "--config", str(file))
+    assert "1 of 1 images embedded" in output
+    assert "intensity window 10 to 90.5:" in output
+
+
+def test_embed_names_an_image_without_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, file = tmp_path / "data" / "images", tmp_path / "run.toml"
+    images.mkdir(parents=True)
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(images / "dark.png")
+    file.write_text('[intensity]\nkind = "percentiles"\nlow = 1.0\nhigh = 99.0\n')
+    monkeypatch.setattr(Case, "read_image", lambda self: np.full((20, 20), np.nan, np.float32))
+    arguments = ["embed", str(tmp_path / "data"), "--cache", str(tmp_path / "store"), "--config", str(file)]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, InputRejected)
+    assert "dark.png: pixels must be finite" in str(result.exception)
 
 
 @pytest.mark.parametrize("size", ["nan", "inf", "-1", "0", "1e-12"])

@@ -59,6 +59,7 @@ def assess(
     from samdistill.train.assess import Assessor
     from samdistill.train.assess import assess as measure
     from samdistill.train.assess_picture import draw, examples
+    from samdistill.train.data import read_uint8
     from samdistill.train.launch import choose_intensity
     from samdistill.train.run import Run
 
@@ -77,7 +78,7 @@ def assess(
     assessor = Assessor(
         loaded,
         EmbeddingCache(cache or default_folder()),
-        lambda case: intensity.apply(case.read_image()),
+        lambda case: read_uint8(case, intensity),
         student=opened.load_student().to(device) if opened else None,
         size=opened.config.student.size if opened else 0,
         classes=opened.class_names if opened else (),

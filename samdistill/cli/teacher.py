@@ -87,6 +87,9 @@ def embed(
     cache: Annotated[Path, typer.Option(help="Folder of the embedding cache.")],
     teacher: Annotated[str, typer.Option(help="As for `teacher check`.")] = "tiny",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of `train`, where it has an [intensity] of its own.")
+    ] = None,
     max_gb: Annotated[
         float | None, typer.Option(help="Size of the cache; above it the entries longest unused go.")
     ] = None,
@@ -95,30 +98,31 @@ def embed(
     from rich.console import Console
     from rich.progress import Progress
 
-    from samdistill.arrays import Image
     from samdistill.errors import UsageError
-    from samdistill.io.dataset import Case, open_dataset
+    from samdistill.io.dataset import open_dataset
     from samdistill.teacher.cache import EmbeddingCache
+    from samdistill.train.config import load_config
+    from samdistill.train.data import read_uint8
     from samdistill.train.launch import choose_intensity
 
     if max_gb is not None and not 1e-9 <= max_gb < math.inf:
         raise UsageError(f"--max-gb must be above 0, a size in gigabytes, not {max_gb:g}.")
     cases = open_dataset(data, infer_classes=False).cases
-    intensity = choose_intensity([case.image_path for case in cases])
+    rule = None if config is None else load_config(config).intensity
+    intensity = rule or choose_intensity([case.image_path for case in cases])
     store = EmbeddingCache(cache, max_bytes=None if max_gb is None else int(max_gb * 1e9))
     loaded = _load(teacher, device)
-
-    def reader(case: Case) -> Image:
-        return intensity.apply(case.read_image())
 
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("embedding", total=len(cases))
         new = store.fill(
             loaded,
-            [lambda case=case: reader(case) for case in cases],  # type: ignore[misc]
+            [lambda case=case: read_uint8(case, intensity) for case in cases],  # type: ignore[misc]
             progress=lambda done: progress.update(task, completed=done),
         )
     print(f"{cache}: {new} of {len(cases)} images embedded, {len(cases) - new} were there")
+    limits = "" if intensity.kind == "identity" else f" {intensity.low:g} to {intensity.high:g}"
+    print(f"intensity {intensity.kind}{limits}: a run with another rule embeds its images anew")
     if evicted := store.statistics.evicted:
         print(f"{evicted} embeddings, those longest unused, went again to stay below {max_gb:g} GB")
 

@@ -28,6 +28,22 @@ HELD_BYTES = 4 * 2**30
 """Frames beyond this much memory are read anew at every visit."""
 
 
+def read_uint8(case: Case, intensity: IntensityRule) -> Image:
+    """Read a case's image, raw pixels made uint8 (H, W, 3).
+
+    Raises
+    ------
+    InputRejected
+        With the file's name, where the rule cannot be applied: to NaN, or to images deeper than those that it
+        was chosen by.
+    """
+    raw = case.read_image()
+    try:
+        return intensity.apply(raw)
+    except ValueError as error:
+        raise InputRejected(f"{case.image_path}: {error}") from error
+
+
 @dataclass(frozen=True)
 class Frame:
     """One image in the canonical frame.
@@ -91,10 +107,7 @@ class FrameStore:
             self._bytes += frame.image.nbytes + (frame.targets.nbytes if frame.targets is not None else 0)
 
     def _read(self, case: Case) -> Frame:
-        try:
-            image = self._intensity.apply(case.read_image())
-        except ValueError as error:  # deeper than the images that the rule was chosen by
-            raise InputRejected(f"{case.image_path}: {error}") from error
+        image = read_uint8(case, self._intensity)
         size = model_size((image.shape[0], image.shape[1]), self._size)
         targets: npt.NDArray[np.int8] | None = None
         if case.labelled:

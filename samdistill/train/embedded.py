@@ -10,6 +10,7 @@ from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import Case
 from samdistill.teacher import Embedding, Teacher
 from samdistill.teacher.cache import EmbeddingCache, entry_key
+from samdistill.train.data import read_uint8
 
 HELD_BYTES = 2 * 2**30
 """Embeddings beyond this much memory are read from disk at every visit."""
@@ -58,7 +59,7 @@ class EmbeddedCases:
         key = self._keys.get(index)
         found = None if key is None else self._cache.read(key, self.teacher.device)
         if found is None:
-            image = self._intensity.apply(self._cases[index].read_image())
+            image = read_uint8(self._cases[index], self._intensity)
             self._keys[index] = entry_key(self.teacher, image)
             (found,) = self._cache.embed(self.teacher, [image])
         # Entries are fp16 on disk, so nothing is lost by holding them so.

@@ -11,6 +11,7 @@ from samdistill.arrays import Image, Mask, Masks, ProbabilityMaps
 from samdistill.geometry import ModelFrame
 from samdistill.io.dataset import Case
 from samdistill.metrics import dice_per_class
+from samdistill.train.data import read_uint8
 from samdistill.train.pseudo import predict_logits
 from samdistill.train.run import Run
 from samdistill.train.student import Student
@@ -51,7 +52,7 @@ class Examples:
 
     def image(self, index: int) -> Image:
         """Read an image, uint8 (H, W, 3)."""
-        return self._run.intensity.apply(self.cases[index].read_image())
+        return read_uint8(self.cases[index], self._run.intensity)
 
     def batches(self) -> Iterator[tuple[list[int], list[ProbabilityMaps]]]:
         """Numbers of a few images and their maps at their own size."""

@@ -40,6 +40,7 @@ from samdistill.refine import RefineConfig, Refinement, check_thresholds, suited
 from samdistill.teacher import Teacher
 from samdistill.teacher.cache import EmbeddingCache
 from samdistill.train.config import PseudoConfig
+from samdistill.train.data import read_uint8
 from samdistill.train.embedded import EmbeddedCases
 from samdistill.train.losses import IGNORE
 from samdistill.train.pseudo import Refiner, TeacherRefiner, predict_maps, targets_of
@@ -185,7 +186,7 @@ def write_folder(
             failed[case.id] = f"{out} holds another picture of this name. Name another folder."
         elif not _record_path(out, case.id).is_file():
             try:
-                image = run.intensity.apply(case.read_image())
+                image = read_uint8(case, run.intensity)
                 (maps,) = predict_maps(student, [image], run.config.student.size, 1)
                 (one,) = refiner([number], [image], [maps])
             except (InputRejected, ValueError) as error:

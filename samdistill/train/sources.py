@@ -15,7 +15,7 @@ from samdistill.errors import InputRejected
 from samdistill.geometry import resize_masks, sigmoid
 from samdistill.refine import Refinement
 from samdistill.train.config import PseudoConfig
-from samdistill.train.data import FrameStore
+from samdistill.train.data import FrameStore, read_uint8
 from samdistill.train.losses import IGNORE
 from samdistill.train.pseudo import (
     Refiner,
@@ -158,7 +158,7 @@ def make_labels(
     for start in range(0, len(own), batch):
         missing = [index for index in own[start : start + batch] if cases[index].id not in store]
         if missing:
-            images = [training.run.intensity.apply(cases[index].read_image()) for index in missing]
+            images = [read_uint8(cases[index], training.run.intensity) for index in missing]
             size = training.config.student.size
             for index, one in zip(
                 missing, whole_images(student, refiner, missing, images, size, batch), strict=True

@@ -28,7 +28,7 @@ from samdistill.teacher.cache import EmbeddingCache
 from samdistill.teacher.proposal_cache import ProposalCache
 from samdistill.teacher.propose import ProposeConfig
 from samdistill.train.admission import Admission, as_pseudo, judge, read_records, write_record, write_records
-from samdistill.train.data import FrameStore
+from samdistill.train.data import FrameStore, read_uint8
 from samdistill.train.knowledge import Knowledge
 from samdistill.train.pseudo import Targets, predict_maps
 from samdistill.train.sources import Answer, Drawn, warped
@@ -97,7 +97,7 @@ class Admissions:
             case = cases[index]
             path = records / f"{index}.json"
             if not path.is_file():
-                image = training.run.intensity.apply(case.read_image())
+                image = read_uint8(case, training.run.intensity)
                 (maps,) = predict_maps(student, [image], training.config.student.size, 1)
                 bounds = self._knowledge.bounds(case.id, number)
                 proposals = self._proposals(image)
