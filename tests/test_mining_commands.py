@@ -22,11 +22,12 @@ from test_train import Silent
 from samdistill.cli.app import app
 from samdistill.errors import InputRejected, SamdistillError, UsageError
 from samdistill.io.dataset import Case, open_dataset
-from samdistill.refine import BURDEN, RefineConfig, load_prompts, refine
+from samdistill.refine import BURDEN, RefineConfig, Refinement, load_prompts, refine
 from samdistill.statistics import Estimate
 from samdistill.teacher import Teacher
-from samdistill.train.config import load_config
+from samdistill.train.config import PseudoConfig, load_config
 from samdistill.train.launch import train
+from samdistill.train.pseudo_folder import why_unlabelled
 from samdistill.train.run import Run, alone_in
 from samdistill.train.store import PseudoLabel, PseudoStore
 from samdistill.train.tune_spaces import TeacherSpace
@@ -295,6 +296,20 @@ def test_what_the_prompts_leave_out_is_not_called_nothing(run: Path, single: Pat
     assert "0 of 4 images labelled" in output
     assert "3 left without a mask, not with an empty one: the prompts leave out all" in output
     assert "1 left without a mask, not with an empty one: the student found nothing" in output
+
+
+def test_a_class_that_others_would_cover_holds_back_its_image() -> None:
+    inner, outer = np.zeros((2, 8, 8), np.bool_)
+    inner[3:5, 3:5], outer[2:6, 2:6] = True, True
+    masks, sure = np.stack([inner, outer]), np.array([0.5, 0.9], np.float32)
+    for iou, overlap, wanted in (
+        (sure, False, "first: other classes cover it"),
+        (sure, True, None),
+        (sure[::-1], False, None),  # the first lies on top
+    ):
+        one = Refinement(masks, masks, [[], []], iou, np.ones(2, np.float32))
+        reason = why_unlabelled(one, ("first", "second"), PseudoConfig(), found=True, multi_label=overlap)
+        assert reason == wanted
 
 
 def test_a_folder_that_is_continued_with_new_images_has_their_groups(

@@ -193,19 +193,27 @@ def write_folder(
                 failed[case.id] = str(error)
             else:
                 found = bool((maps > 0.5).any())
-                reason = why_unlabelled(one, run.class_names, filters, found=found)
+                reason = why_unlabelled(
+                    one, run.class_names, filters, found=found, multi_label=run.multi_label
+                )
                 _write(out, root, case, one, run, store, sha256, reason)
         tell("labelling", number + 1, len(cases))
     return _count(out, cases, failed)
 
 
 def why_unlabelled(
-    refinement: Refinement, class_names: Sequence[str], filters: PseudoConfig, *, found: bool
+    refinement: Refinement,
+    class_names: Sequence[str],
+    filters: PseudoConfig,
+    *,
+    found: bool,
+    multi_label: bool,
 ) -> str | None:
     """Why an image gets no mask; None where it gets one.
 
     One class held back holds back the image: a mask without it would say that it is absent. `found` is
-    whether the student found anything, before the prompts' cleaning.
+    whether the student found anything, before the prompts' cleaning; `multi_label`, whether classes may
+    overlap.
     """
     if refinement.empty:
         return DISCARDED if found else NOTHING
@@ -220,6 +228,10 @@ def why_unlabelled(
             return f"{name}: agreement below {filters.min_agreement:g}"
         if refinement.student_masks[number].any():
             return f"{name}: the teacher's mask is empty"
+    painted = None if multi_label else _index(refinement)
+    for number, name in enumerate(class_names):
+        if painted is not None and refinement.masks[number].any() and not (painted == number + 1).any():
+            return f"{name}: other classes cover it"
     return None
 
 
