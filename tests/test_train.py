@@ -24,7 +24,7 @@ from samdistill.io.dataset import open_dataset
 from samdistill.phantoms import folder as phantoms
 from samdistill.train.config import AugmentConfig, TrainConfig, load_config
 from samdistill.train.data import Batches, FrameStore, whole_frames
-from samdistill.train.launch import _check_same, choose_devices, train
+from samdistill.train.launch import choose_devices, train
 from samdistill.train.loop import Phase, Validation, _Progress, _rate, fit
 from samdistill.train.losses import IGNORE, SegmentationLoss
 from samdistill.train.run import Run
@@ -346,25 +346,6 @@ def test_the_students_normalisation_is_inside() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, so asking for it is no error")
-@pytest.mark.parametrize(
-    ("encoder", "named"),
-    [
-        ("mit_b0", "U-Net\\+\\+ can be built on, not 'mit_b0'"),
-        ("tu-xcit_nano_12_p8_224", "U-Net\\+\\+ can be built on"),
-        ("tu-maxvit_nano_rw_256", "takes images of any size, not 'tu-maxvit_nano_rw_256'"),
-        ("resnet35", "a name segmentation_models_pytorch knows"),
-        ("tu-resnet35", "timm knows no encoder"),
-    ],
-)
-def test_an_encoder_that_cannot_be_the_students_is_refused_before_the_run_is_made(
-    data: Path, tiny: Path, tmp_path: Path, encoder: str, named: str
-) -> None:
-    overrides = {"student.encoder": encoder, "student.encoder_weights": "none"}
-    with pytest.raises(UsageError, match=named):
-        train(data, tmp_path / "run", load_config(tiny, overrides=overrides), Silent(), device="cpu")
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_missing_gpu_is_said_and_never_replaced() -> None:
     with pytest.raises(DeviceUnavailable, match=r"CUDA|GPU"):
         choose_devices("cuda", "auto")
@@ -383,41 +364,6 @@ def test_a_run_is_not_overwritten_and_not_resumed_differently(trained: Run, data
         config = load_config(tiny, overrides=overrides)
         with pytest.raises(UsageError, match=named):
             train(data, trained.path, config, Silent(), device="cpu", resume=True)
-
-
-def test_a_budget_of_one_image_is_not_that_of_all_labels(tmp_path: Path) -> None:
-    started: Any = SimpleNamespace(path=tmp_path, config=TrainConfig(labels=1, bce_weight=1.0))
-    with pytest.raises(UsageError, match=r"labels was 1 when .* not 1\.0"):
-        _check_same(started, TrainConfig(labels=1.0, bce_weight=1.0))
-    _check_same(started, TrainConfig(labels=1, bce_weight=1))
-
-
-@pytest.mark.parametrize(
-    ("words", "recorded"),
-    [
-        ("tiny:w.safetensors", "tiny:{here}/w.safetensors"),
-        ("sam_vit_b:../b.pth", "sam_vit_b:{above}/b.pth"),
-        ("weights/sam.pth", "{here}/weights/sam.pth"),
-        ("/elsewhere/sam.pth", "/elsewhere/sam.pth"),
-        ("tiny", "tiny"),
-        ("sam_vit_b", "sam_vit_b"),
-        ("professor", "professor"),
-    ],
-)
-def test_the_path_of_a_teacher_is_recorded_absolute(
-    words: str, recorded: str, data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[TrainConfig] = []
-
-    def stop(split: Any, data: Any, out: Any, config: TrainConfig, *_: Any) -> None:
-        made.append(config)
-        raise KeyboardInterrupt
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("samdistill.train.launch._new_run", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(data, tmp_path / "run", load_config(tiny, overrides={"teacher": words}), Silent(), device="cpu")
-    assert made[0].teacher == recorded.format(here=tmp_path, above=tmp_path.parent)
 
 
 def test_resuming_without_options_takes_those_of_the_start(trained: Run, data: Path) -> None:

@@ -1,14 +1,31 @@
-"""The training configuration: presets, TOML, overrides, and what it refuses."""
+"""The training configuration: presets, TOML, overrides, what it refuses, and what of it a run records."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from test_train import TINY, Silent
 
 from samdistill.config import build, to_dict
 from samdistill.errors import UsageError
+from samdistill.phantoms import folder as phantoms
 from samdistill.train.config import PRESETS, TrainConfig, load_config
+from samdistill.train.launch import _check_same, train
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    phantoms.write(tmp_path / "data", kind="ultrasound", count=12, seed=4, size=(48, 64))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    return tmp_path / "tiny.toml"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -74,3 +91,57 @@ def test_an_option_finds_no_value_where_its_table_should_be(tmp_path: Path) -> N
 def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read the configuration"):
         load_config(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "named"),
+    [
+        ("mit_b0", "U-Net\\+\\+ can be built on, not 'mit_b0'"),
+        ("tu-xcit_nano_12_p8_224", "U-Net\\+\\+ can be built on"),
+        ("tu-maxvit_nano_rw_256", "takes images of any size, not 'tu-maxvit_nano_rw_256'"),
+        ("resnet35", "a name segmentation_models_pytorch knows"),
+        ("tu-resnet35", "timm knows no encoder"),
+    ],
+)
+def test_an_encoder_that_cannot_be_the_students_is_refused_before_the_run_is_made(
+    data: Path, tiny: Path, tmp_path: Path, encoder: str, named: str
+) -> None:
+    overrides = {"student.encoder": encoder, "student.encoder_weights": "none"}
+    with pytest.raises(UsageError, match=named):
+        train(data, tmp_path / "run", load_config(tiny, overrides=overrides), Silent(), device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_of_one_image_is_not_that_of_all_labels(tmp_path: Path) -> None:
+    started: Any = SimpleNamespace(path=tmp_path, config=TrainConfig(labels=1, bce_weight=1.0))
+    with pytest.raises(UsageError, match=r"labels was 1 when .* not 1\.0"):
+        _check_same(started, TrainConfig(labels=1.0, bce_weight=1.0))
+    _check_same(started, TrainConfig(labels=1, bce_weight=1))
+
+
+@pytest.mark.parametrize(
+    ("words", "recorded"),
+    [
+        ("tiny:w.safetensors", "tiny:{here}/w.safetensors"),
+        ("sam_vit_b:../b.pth", "sam_vit_b:{above}/b.pth"),
+        ("weights/sam.pth", "{here}/weights/sam.pth"),
+        ("/elsewhere/sam.pth", "/elsewhere/sam.pth"),
+        ("tiny", "tiny"),
+        ("sam_vit_b", "sam_vit_b"),
+        ("professor", "professor"),
+    ],
+)
+def test_the_path_of_a_teacher_is_recorded_absolute(
+    words: str, recorded: str, data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[TrainConfig] = []
+
+    def stop(split: Any, data: Any, out: Any, config: TrainConfig, *_: Any) -> None:
+        made.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("samdistill.train.launch._new_run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run", load_config(tiny, overrides={"teacher": words}), Silent(), device="cpu")
+    assert made[0].teacher == recorded.format(here=tmp_path, above=tmp_path.parent)
