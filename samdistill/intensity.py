@@ -99,7 +99,7 @@ class IntensityRule:
                 )
             grey = raw
         else:
-            values = raw.astype(np.float32)
+            values = raw.astype(np.float64 if _is_beyond_single_precision(raw) else np.float32)
             if not np.isfinite(values).all():
                 raise ValueError("pixels must be finite, not NaN or infinite.")
             low, high = self.low, self.high
@@ -116,3 +116,10 @@ class IntensityRule:
     def to_dict(self) -> dict[str, Any]:
         """The rule as the manifest writes it."""
         return asdict(self)
+
+
+def _is_beyond_single_precision(raw: npt.NDArray[Any]) -> bool:
+    """Whether neighbouring whole numbers among the values could become one."""
+    if raw.dtype.itemsize <= 2 or raw.dtype == np.float32:
+        return False
+    return bool(max(-float(raw.min()), float(raw.max())) > 1 << 24)

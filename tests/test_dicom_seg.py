@@ -112,6 +112,26 @@ def test_the_same_inputs_give_the_same_bytes_and_others_other_uids(tmp_path: Pat
         segmentation_bytes(stack, masks[:, :1], SEGMENTS, provenance())
 
 
+@pytest.mark.parametrize(
+    ("date", "time", "moment"),
+    [
+        ("00000000", "111111", ("20190304", "030405")),  # left by programs that take names away
+        ("20201345", "111111", ("20190304", "030405")),
+        ("20200229", "240000", ("20200229", "000000")),
+        ("20200229", "235960", ("20200229", "235960")),
+        ("20200229", "0304.5", ("20200229", "030400")),
+    ],
+)
+def test_dates_and_times_that_cannot_be_are_passed_over(
+    tmp_path: Path, date: str, time: str, moment: tuple[str, str]
+) -> None:
+    pixels = np.zeros((8, 9), np.uint8)
+    path = dicoms.write(tmp_path / "a.dcm", pixels, ContentDate=date, ContentTime=time, StudyDate="20190304")
+    content = segmentation_bytes(opened(path), np.zeros((1, 2, 8, 9), np.bool_), SEGMENTS, provenance())
+    made = pydicom.dcmread(io.BytesIO(content))
+    assert (made.ContentDate, made.ContentTime) == moment
+
+
 def placed(**tags: object) -> dict[str, object]:
     """What says where a CT lies."""
     where = {

@@ -31,6 +31,15 @@ def test_percentiles_blank_no_picture_that_has_something_in_it(raw: np.ndarray) 
     assert (seen.max() > seen.min()) == (raw.max() > raw.min())
 
 
+@pytest.mark.parametrize(
+    "rule", [IntensityRule("percentiles", 0, 100), IntensityRule("window", 1e9, 1e9 + 49)]
+)
+def test_deep_values_keep_their_differences(rule: IntensityRule) -> None:
+    """In single precision these fifty values are two."""
+    raw = (1_000_000_000 + np.arange(64) % 50).astype(np.int32).reshape(8, 8)
+    assert len(np.unique(rule.apply(raw))) == 50
+
+
 def test_a_few_bright_pixels_on_black_stay_visible() -> None:
     raw = np.zeros((500, 500), np.uint16)
     raw[100:130, 200:235] = 50_000

@@ -127,6 +127,12 @@ def damaged() -> dict[str, bytes]:
     return {
         "a bit": good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :],
         "its sum": first + reference.chunk(b"IDAT", bytes(changed)) + end,
+        "parts apart": first
+        + reference.chunk(b"IDAT", data[:9])
+        + reference.chunk(b"tEXt", b"a\0b")
+        + reference.chunk(b"IDAT", data[9:])
+        + end,
+        "short gamma": first + reference.chunk(b"gAMA", b"") + idat + end,
         "no end": good[: -len(end)],
         "no pixels": first + end,
         "too few": longer + idat + end,

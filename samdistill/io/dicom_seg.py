@@ -7,9 +7,11 @@ second run writes the same bytes.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ _TISSUE = CodedConcept("85756007", "SCT", "Tissue")
 _AI = CodedConcept("123110", "DCM", "Artificial Intelligence")
 _PROCESSING = CodedConcept("109102", "DCM", "Processing Equipment")
 _LONG_AGO = "19700101"
+_CLOCK = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d|60)?)?", re.ASCII)
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _IN_STACK_POSITION, _FRAME_CONTENT = 0x00209057, 0x00209111
 _STEPS = 255  # of a probability in a fractional segmentation
@@ -300,9 +303,14 @@ def _moment(source: Any) -> tuple[str, str]:
     """When the image was made, as (YYYYMMDD, HHMMSS): the only time a repeated run knows again."""
     for kind in ("Content", "Acquisition", "Series", "Study"):
         date, time = str(source.get(f"{kind}Date") or ""), str(source.get(f"{kind}Time") or "")
-        if len(date) == 8 and date.isdigit():
-            clock = time.split(".")[0]
-            return date, clock.ljust(6, "0") if clock.isdigit() and len(clock) in (2, 4, 6) else "000000"
+        # Of what is no date or time, as 00000000 after a name was taken away: the next kind, or midnight.
+        if len(date) == 8 and date.isascii() and date.isdigit():
+            try:
+                datetime.strptime(date, "%Y%m%d")
+            except ValueError:
+                continue
+            clock = _CLOCK.fullmatch(time.split(".")[0])
+            return date, clock[0].ljust(6, "0") if clock else "000000"
     return _LONG_AGO, "000000"
 
 

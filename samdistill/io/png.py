@@ -27,6 +27,7 @@ _PLAIN = ((_GREY, 8), (_GREY, 16), (_RGB, 8))
 _UP = 2  # the row filter: what differs from the row above
 # These change no pixel. A text that may turn the picture over is looked at in `_harmless`.
 _HARMLESS = (b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"bKGD", b"tIME", b"tEXt")
+_LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"tIME": 7}
 _TURNING = (b"Raw profile", b"XML:")
 _MAY_TURN = (b"eXIf", b"iTXt", b"zTXt")
 _MOST_TEXT = 1 << 16
@@ -49,8 +50,11 @@ def decode(content: bytes, *, max_pixels: int) -> npt.NDArray[Any] | None:
     """
     data = []
     header: tuple[int, ...] | None = None
+    before = b""
     for kind, body in _chunks(content):
         if kind == b"IDAT" and header is not None:
+            if data and before != kind:
+                break  # the pixels' parts must follow each other
             data.append(body)
         elif kind == b"IHDR" and header is None and len(body) == _HEADER.size:
             header = _HEADER.unpack(body)
@@ -58,6 +62,7 @@ def decode(content: bytes, *, max_pixels: int) -> npt.NDArray[Any] | None:
             return _pixels(header, b"".join(data), max_pixels)
         elif not _harmless(kind, body):
             break
+        before = kind
     return None
 
 
@@ -139,7 +144,7 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
 def _harmless(kind: bytes, body: memoryview) -> bool:
     if kind == b"tEXt" and (len(body) > _MOST_TEXT or bytes(body[:16]).startswith(_TURNING)):
         return False
-    return kind in _HARMLESS
+    return kind in _HARMLESS and len(body) == _LENGTHS.get(kind, len(body))
 
 
 def _pixels(header: tuple[int, ...], data: bytes, max_pixels: int) -> npt.NDArray[Any] | None:

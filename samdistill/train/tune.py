@@ -195,7 +195,7 @@ def tune(
     best = dict(study.best_params)
     rows.append(row("tuned", dice(best)))
     file = folder / space.file
-    write_text(file, _heading(rows[-1], len(cases), trials) + space.text(best))
+    write_text(file, _heading(rows[-1], len(cases), len(_complete(study))) + space.text(best))
     tuning = Tuning(tuple(rows), best, _importance(study), len(_complete(study)), file)
     write_text(file.with_suffix(".json"), json.dumps(_plain(tuning), indent=1) + "\n")
     return tuning
