@@ -37,6 +37,21 @@ def group_sets(split: object) -> dict[str, set[str]]:
     return {name: {case.group for case in getattr(split, name)} for name in names}
 
 
+@pytest.mark.parametrize("told", [(), (0, 8), (1, 5)])
+def test_a_smaller_budgets_labels_are_among_a_larger_ones(told: tuple[int, ...]) -> None:
+    """With groups, too, of which a whole one joins the validation images that were told."""
+    sizes = [9, 7, 4, 1, 7, 3, 2, 7, 7]
+    parts = {f"{g:03}_{n:03}": "validation" for g in told for n in range(sizes[g])}
+    data = memory_dataset([(size, 0) for size in sizes], parts)
+    for seed in range(20, 30):
+        before: set[str] = set()
+        for labels in range(4, 41):
+            split = make_split(data, seed=seed, labels=labels)
+            ids = {case.id for case in (*split.train_labelled, *split.validation)}
+            assert before <= ids, (seed, labels)
+            before = ids
+
+
 def test_ungrouped_data_splits_80_10_10() -> None:
     split = make_split(memory_dataset([(1, 0)] * 100))
     assert {name: len(ids) for name, ids in split.ids().items()} == {

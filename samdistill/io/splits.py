@@ -128,7 +128,9 @@ def make_split(
         unsaid = [g for g in pool if g not in kept]
         validation = groups.draw(unsaid or pool, goal, spare=0 if kept and unsaid else 1)
     rest = [g for g in pool if g not in validation and g not in fixed]
-    train = groups.draw(rest, max(1, wanted - groups.size(validation)), spare=0)
+    # What validation was to have, not what its last group brought: or a larger budget could train on fewer.
+    spent = min(goal, of_fixed) if fixed else groups.size(validation)
+    train = groups.draw(rest, max(1, wanted - spent), spare=0)
     if not validation or not train:
         raise InputRejected(
             f"{dataset.root} must leave labelled images for both training and validation. "
