@@ -532,6 +532,19 @@ def test_no_file_of_a_killed_run_is_partial_or_stale(tiny_bundle: Path, tmp_path
     assert not (out / "299.png").exists()
 
 
+def test_the_engines_tell_nobody_of_their_sessions(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Their wheels would, over sockets that Python does not see, and keep a number in the home folder first."""
+    program = (
+        "import sys; from samdistill.predictor import Predictor; Predictor.load(sys.argv[1])\n"
+        "import onnxruntime, openvino"
+    )
+    alone = {key: value for key, value in os.environ.items() if not key.startswith(("ORT_", "XDG_"))}
+    subprocess.run(
+        [sys.executable, "-c", program, str(tiny_bundle)], env={**alone, "HOME": str(tmp_path)}, check=True
+    )
+    assert [path for path in tree(tmp_path) if "tiny_bundle" not in path] == []
+
+
 def test_no_torch_in_a_process_that_infers(tiny_bundle: Path, tmp_path: Path) -> None:
     picture = save(tmp_path / "1.png")
     code = (
