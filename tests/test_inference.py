@@ -533,7 +533,7 @@ def test_no_file_of_a_killed_run_is_partial_or_stale(tiny_bundle: Path, tmp_path
 
 
 def test_the_engines_tell_nobody_of_their_sessions(tiny_bundle: Path, tmp_path: Path) -> None:
-    """Their wheels would, over sockets that Python does not see, and keep a number in the home folder first."""
+    """Their wheels would, over sockets that Python does not see, and keep a number in the home folder."""
     program = (
         "import sys; from samdistill.predictor import Predictor; Predictor.load(sys.argv[1])\n"
         "import onnxruntime, openvino"
