@@ -31,11 +31,11 @@ def writing(what: str) -> Iterator[None]:
     Raises
     ------
     BundleError
-        For any exception but our own, and want of memory or disk.
+        For any exception but our own, a library that is not installed, and want of memory or disk.
     """
     try:
         yield
-    except (SamdistillError, MemoryError, OSError):
+    except (SamdistillError, MemoryError, OSError, ModuleNotFoundError):
         raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from samdistill._version import __version__
-from samdistill.errors import BundleError, DeviceUnavailable
+from samdistill.errors import BundleError, DeviceUnavailable, UsageError
 from samdistill.plans import cache_folder, plans_folder
 from samdistill.runtime import PACKAGES, PLANNED, RUNTIMES, is_installed, load_error
 from samdistill.runtime.cuda import find_gpu, nvidia_driver
@@ -174,7 +174,11 @@ def _gpu() -> list[Finding]:
 
 
 def _cache() -> Finding:
-    folder = cache_folder()
+    try:
+        folder = cache_folder()
+    except UsageError as error:
+        detail, cure = str(error).rstrip(".").split(". ")
+        return Finding("cache", "wrong", detail, cure)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -259,6 +259,7 @@ def _load(content: bytes, name: str, read: Callable[[Any], T]) -> T:
         IndexError,
         EOFError,
         OSError,
+        RuntimeError,  # of zipfile, for what it cannot unpack
         zipfile.BadZipFile,
         zlib.error,
     ) as error:

@@ -172,6 +172,12 @@ class Manifest:
         if self.quality is not None:
             given = len(self.quality.reference.classes)
             require(given == count, f"quality must have {count} class ranges, one a class, not {given}.")
+            mean = self.quality.reference.embedding_mean
+            channels = 0 if self.teacher is None else self.teacher.embedding[0]
+            require(
+                mean is None or len(mean) == channels,
+                f"embedding_mean must have {channels} numbers, one a teacher's channel, not {len(mean or ())}.",
+            )
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -31,9 +31,21 @@ from samdistill.runtime.tensorrt import GENERATIONS, build, library_version
 
 
 def cache_folder() -> Path:
-    """Where what is made for this machine is kept: `samdistill` below XDG_CACHE_HOME or ~/.cache."""
+    """Where what is made for this machine is kept: `samdistill` below XDG_CACHE_HOME or ~/.cache.
+
+    Raises
+    ------
+    UsageError
+        When neither is known, as for a user whom the system does not know.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "samdistill"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "samdistill"
+    except RuntimeError as error:
+        raise UsageError(
+            "the cache folder must lie somewhere, and this user has no home folder. "
+            "Set XDG_CACHE_HOME to a folder that is writable."
+        ) from error
 
 
 @dataclass(frozen=True)

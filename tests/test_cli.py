@@ -171,6 +171,42 @@ def test_a_missing_extra_is_named(run, library: str, extra: str, monkeypatch: py
     assert f"samdistill[{extra}]" in one_line(err)
 
 
+def test_a_missing_library_of_no_extra_is_named(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    def without() -> None:
+        raise ModuleNotFoundError("No module named 'onnx_ir.passes'", name="onnx_ir.passes")
+
+    monkeypatch.setattr(app, "app", without)
+    code, _, err = run()
+    assert code == 6
+    assert "pip install onnx_ir." in one_line(err)
+
+
+def test_a_demo_that_is_interrupted_runs_no_further_command(
+    run,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, calls = app.app, []
+
+    def interrupted(*words: object, **options: object) -> object:
+        if not words:
+            return real()
+        calls.append(words)
+        return 130  # as typer does, which has told of the interruption
+
+    monkeypatch.setattr(app, "app", interrupted)
+    assert run("demo", tmp_path / "d")[0] == 130
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("words", [("--kind", "bogus"), ("--labels", 500)])
+def test_a_wrong_option_leaves_the_old_demo(run, tmp_path: Path, words: tuple[object, ...]) -> None:  # type: ignore[no-untyped-def]
+    for name in (".samdistill-demo", "report.html"):
+        (tmp_path / name).touch()
+    assert run("demo", tmp_path, *words)[0] == 2
+    assert (tmp_path / "report.html").is_file()
+
+
 def test_a_demo_never_writes_into_a_folder_of_somebody_elses(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "thesis.txt").write_text("mine")
     code, _, err = run("demo", tmp_path)

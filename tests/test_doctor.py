@@ -151,6 +151,19 @@ def test_a_cache_that_cannot_be_written_is_wrong(monkeypatch: pytest.MonkeyPatch
     assert "XDG_CACHE_HOME" in found.cure
 
 
+def test_without_a_home_folder_the_cache_is_wrong_and_all_else_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    found = by_name()
+    assert (found["cache"].status, found["numpy"].status) == ("wrong", "ok")
+    assert "Set XDG_CACHE_HOME" in found["cache"].cure
+
+
 def test_a_cache_of_plans_that_others_may_write_is_wrong(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

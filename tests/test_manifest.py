@@ -191,6 +191,14 @@ REFUSED = {
     ),
     "histogram cut short": (judged("quality.reference.intensity", [0.5]), "intensity must be 48", True),
     "half an embedding": (judged("quality.reference.embedding_mean", [1.0]), "given together", False),
+    "an embedding without a teacher": (
+        judged(
+            "quality.reference",
+            {**QUALITY["reference"], "embedding_mean": [1.0], "embedding_scale": [1.0]},
+        ),
+        "must have 0 numbers",
+        False,
+    ),
     "limit of no number": (judged("quality.limits.area_of", 0.5), "limits must be of area_off", True),
     "limit as text": (judged("quality.limits.area_off", "0.5"), "area_off", True),
     "bad Dice of one": (judged("quality.least_dice", 1.0), "least_dice", True),

@@ -72,6 +72,8 @@ app.command("demo")(demo.demo)
 
 EXTRAS = {
     "torch": "train",  # and export, which brings train
+    "torchvision": "train",
+    "timm": "train",
     "segmentation_models_pytorch": "train",
     "lightning_fabric": "train",
     "safetensors": "train",
@@ -109,12 +111,14 @@ def main() -> None:
         print(f"samdistill: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
-        if debug or error.name not in EXTRAS:
+        if debug or error.name is None:
             raise
+        library = error.name.split(".")[0]
+        cure = (
+            f"pip install 'samdistill[{EXTRAS[library]}]'" if library in EXTRAS else f"pip install {library}"
+        )
         print(
-            f"samdistill: this command needs {error.name}, which is not installed; "
-            f"run: pip install 'samdistill[{EXTRAS[error.name]}]'.",
-            file=sys.stderr,
+            f"samdistill: this command needs {library}, which is not installed; run: {cure}.", file=sys.stderr
         )
         sys.exit(DeviceUnavailable.exit_code)
     except OSError as error:  # nothing there, no permission, a full disk

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from samdistill.cli.phantoms import Kind
 from samdistill.errors import UsageError
 
 MARKER = ".samdistill-demo"
@@ -17,8 +18,8 @@ MARKER = ".samdistill-demo"
 
 def demo(
     out: Annotated[Path, typer.Argument(help="Folder to make; a demo that is there is replaced.")],
-    kind: Annotated[str, typer.Option(help="endoscopy, ultrasound, xray or breast phantoms.")] = "endoscopy",
-    labels: Annotated[int, typer.Option(min=8, help="Images whose labels training may see.")] = 32,
+    kind: Annotated[Kind, typer.Option(help="What the phantoms look like.")] = Kind.endoscopy,
+    labels: Annotated[int, typer.Option(min=8, max=180, help="Images whose labels training may see.")] = 32,
     steps: Annotated[int, typer.Option(min=2, help="Optimiser steps of either student.")] = 800,
 ) -> None:
     """From phantoms to a deployed student with a report to look at, in a few minutes on a CPU."""
@@ -66,5 +67,6 @@ def demo(
         arguments = [str(word) for word in words]
         print(f"\n$ samdistill {shlex.join(arguments)}", flush=True)
         # Not standalone: an error comes back here and ends the demo with its own exit code.
-        app(arguments, standalone_mode=False)
+        if code := app(arguments, standalone_mode=False):  # an interruption is returned, not raised
+            raise typer.Exit(code)
     print(f"\nDone in {time.monotonic() - started:.0f} s. Look at {report} and {predictions / 'overlays'}.")
