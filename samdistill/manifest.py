@@ -176,7 +176,7 @@ class Manifest:
             channels = 0 if self.teacher is None else self.teacher.embedding[0]
             require(
                 mean is None or len(mean) == channels,
-                f"embedding_mean must have {channels} numbers, one a teacher's channel, not {len(mean or ())}.",
+                f"embedding_mean must have {channels} numbers, one a channel, not {len(mean or ())}.",
             )
 
     @property
