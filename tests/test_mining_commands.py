@@ -436,7 +436,7 @@ def test_the_report_of_a_folder_shows_three_panels_and_the_reasons(
     assert layers(page) == {"student", "prompts", "teacher"}
     assert page.count('<figure class="case"') == 3  # of the empty one there is nothing to show
     assert page.count('class="dot"') == 3
-    assert re.search(r"student found nothing</dt><dd>1<", page)
+    assert re.search(r"nothing to ask about</dt><dd>1<", page)
     assert "predicted\N{NO-BREAK SPACE}IoU\N{NO-BREAK SPACE}below" in page
 
 

@@ -51,7 +51,7 @@ class Labels:
 def pseudo_sections(labels: Labels, *, worst: int = WORST, best: int = BEST) -> list[Section]:
     """Summary, distributions, and the worst and best pseudo labels by predicted IoU.
 
-    Where no teacher was asked (a random walker, images in which the student found nothing) agreement ranks.
+    Where no teacher was asked (a random walker, images in which there was nothing to ask about) agreement ranks.
     """
     iou, agreement, nothing = {}, {}, 0
     for case_id in labels.case_ids:
@@ -61,7 +61,7 @@ def pseudo_sections(labels: Labels, *, worst: int = WORST, best: int = BEST) -> 
     score = {case_id: agreement[case_id] if iou[case_id] is None else iou[case_id] for case_id in iou}
     told: dict[str, object] = {
         "images": len(labels.case_ids),
-        "student found nothing": nothing,
+        "nothing to ask about": nothing,
         "predicted IoU, mean": number(_mean(_known(iou))),
         "agreement of student and teacher, mean Dice": number(_mean(_known(agreement))),
     }
