@@ -99,7 +99,9 @@ class IntensityRule:
                 )
             grey = raw
         else:
-            values = raw.astype(np.float64 if _is_beyond_single_precision(raw) else np.float32)
+            values: npt.NDArray[Any] = raw.astype(
+                np.float64 if _is_beyond_single_precision(raw) else np.float32
+            )
             if not np.isfinite(values).all():
                 raise ValueError("pixels must be finite, not NaN or infinite.")
             low, high = self.low, self.high

@@ -7,10 +7,10 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from test_inference import forbid
 
 from samdistill.errors import InputRejected
 from samdistill.inference import gather
@@ -294,14 +294,7 @@ def test_a_folder_of_masks_that_cannot_be_listed_leaves_no_case_out(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = folder(["a/1", "b/2"], {"a/1": index_mask(1), "b/2": index_mask(1)})
-    real = os.scandir
-
-    def scandir(path: Any) -> Any:
-        if str(path).endswith("masks/b"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    forbid("masks/b", monkeypatch)
     with pytest.raises(InputRejected, match=r"masks/b: it cannot be read: Permission denied"):
         open_dataset(root)
 

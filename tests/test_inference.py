@@ -84,6 +84,18 @@ def segment_all(
     return summary, records
 
 
+def forbid(ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no folder be listed whose path ends so."""
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith(ending):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
 def names(sources: list[Source]) -> list[str]:
     return [str(source.relative) for source in sources]
 
@@ -128,14 +140,7 @@ def test_a_folder_that_cannot_be_listed_is_a_failed_input(
     """Its patients would be missing, and nobody would know."""
     for name in ("a/1.png", "b/2.png"):
         save(tmp_path / "in" / name)
-    real = os.scandir
-
-    def scandir(path: Any) -> Any:
-        if str(path).endswith("a"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    forbid("a", monkeypatch)
     found = gather([str(tmp_path / "in")], tmp_path / "out")
     assert names(found) == ["b/2.png", "a"]
     assert [bool(source.problem) for source in found] == [False, True]
@@ -151,14 +156,7 @@ def test_a_pattern_tells_of_what_it_cannot_list_and_of_links_that_it_does_not_fo
         save(tmp_path / name)
     (tmp_path / "in" / "gone.png").symlink_to(tmp_path / "nowhere")
     (tmp_path / "in" / "site").symlink_to(tmp_path / "other")
-    real = os.scandir
-
-    def scandir(path: Any) -> Any:
-        if str(path).endswith("/a"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    forbid("/a", monkeypatch)
     found = gather([f"{tmp_path}/in/**/*.png"], tmp_path / "out")
     assert names(found) == ["b/2.png", "gone.png", "site", "a"]
     assert [bool(source.problem) for source in found] == [False, False, True, True]

@@ -48,7 +48,7 @@ def decode(content: bytes, *, max_pixels: int) -> npt.NDArray[Any] | None:
     array
         (H, W) uint8 or uint16, or (H, W, 3) uint8; None where the file is not plain, damaged or too large.
     """
-    data = []
+    data: list[memoryview] = []
     header: tuple[int, ...] | None = None
     before = b""
     for kind, body in _chunks(content):

@@ -51,7 +51,7 @@ class Labels:
 def pseudo_sections(labels: Labels, *, worst: int = WORST, best: int = BEST) -> list[Section]:
     """Summary, distributions, and the worst and best pseudo labels by predicted IoU.
 
-    Where no teacher was asked (a random walker, images in which there was nothing to ask about) agreement ranks.
+    Where no teacher was asked (a random walker, images with nothing to ask about) agreement ranks.
     """
     iou, agreement, nothing = {}, {}, 0
     for case_id in labels.case_ids:
