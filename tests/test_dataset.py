@@ -297,6 +297,8 @@ def test_a_folder_of_masks_that_cannot_be_listed_leaves_no_case_out(
     forbid("masks/b", monkeypatch)
     with pytest.raises(InputRejected, match=r"masks/b: it cannot be read: Permission denied"):
         open_dataset(root)
+    with pytest.raises(InputRejected, match=r"masks/b cannot be read: Permission denied"):
+        find_images(root / "masks", root / "out")
 
 
 def test_names_that_are_no_text_have_a_fingerprint_and_a_place_in_the_split(folder: Folder) -> None:

@@ -136,7 +136,7 @@ def failed(run: Run, job: Job, error: Exception) -> Outcome:
         run.lost = error
         run.stop.set()
     path = str(job.source.path)
-    named = re.compile(rf"(?<!\w){re.escape(path)}(?!\w)")  # a file may be called 8
+    named = _word(path)
     if isinstance(error, MemoryError):
         reason = f"{path}: there is not enough memory for it."
     elif isinstance(error, OSError):
@@ -148,7 +148,7 @@ def failed(run: Run, job: Job, error: Exception) -> Outcome:
     known = isinstance(error, (SamdistillError, ValueError, OSError, MemoryError))
     record = job.record or unfinished(run, job)
     nameless = named.sub(f"input {job.number}", reason)
-    if re.search(rf"(?<!\w){re.escape(job.source.path.name)}(?!\w)", nameless):
+    if _word(job.source.path.name).search(nameless):
         nameless = f"input {job.number} failed."
     kind = type(error).__name__ if known else f"internal error {type(error).__name__}"
     if isinstance(error, ValueError):  # pixels that do not go with the intensity rule
@@ -156,6 +156,11 @@ def failed(run: Run, job: Job, error: Exception) -> Outcome:
     # The folders above, which may name a site or a patient, are nobody's business in a list or a report.
     told = named.sub(lambda _: str(job.source.relative), reason)
     return Outcome(job.number, replace(record, error=told), nameless, kind, job.timings_ms)
+
+
+def _word(name: str) -> re.Pattern[str]:
+    """Where a name stands by itself in a message: a file may be called 8, and a message tell of uint8."""
+    return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
 
 
 def _versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from samdistill.errors import UsageError
 from samdistill.io.dataset_toml import DATASET_TOML
+from samdistill.io.files import walk_visible
 from samdistill.io.stack import format_of
 from samdistill.io.video import is_video
 
@@ -114,8 +115,7 @@ def gather(inputs: Sequence[str], out: Path) -> list[Source]:
                 file for file in matches if not _is_folder(file) and _is_input(file, file.relative_to(root))
             ]
             if "**" in pattern:  # which passes over what it cannot list, and over links to folders
-                found += [path for path in _walk(root, unread) if _is_folder(path)]
-                found += unread
+                found += [*_walk(root, unread, files=False), *unread]
         listed = found
         if not given.is_file():
             found = [file for file in listed if not file.resolve().is_relative_to(inside)]
@@ -135,8 +135,8 @@ def gather(inputs: Sequence[str], out: Path) -> list[Source]:
     return list(sources.values())
 
 
-def _walk(root: Path, unread: dict[Path, str]) -> list[Path]:
-    """The inputs below a folder, and the links to folders, which nobody may overlook.
+def _walk(root: Path, unread: dict[Path, str], *, files: bool = True) -> list[Path]:
+    """The inputs below a folder, and the links to folders, which nobody may overlook; these alone on request.
 
     What cannot be listed goes into `unread`, with the reason.
     """
@@ -145,11 +145,10 @@ def _walk(root: Path, unread: dict[Path, str]) -> list[Path]:
     def cannot(error: OSError) -> None:
         unread[Path(error.filename)] = f"{error.filename} cannot be read: {error.strerror}."
 
-    for folder, folders, names in os.walk(root, onerror=cannot):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = [Path(folder, name) for name in sorted(names)]
-        found += [path for path in paths if _is_input(path, Path(path.name))]
-        found += [path for path in (Path(folder, name) for name in folders) if path.is_symlink()]
+    for base, folders, names in walk_visible(root, cannot):
+        if files:
+            found += [base / name for name in names if _is_input(base / name, Path(name))]
+        found += [base / name for name in folders if (base / name).is_symlink()]
     return found
 
 

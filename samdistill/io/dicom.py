@@ -371,17 +371,25 @@ def _functional_group(dataset: Dataset, index: int, sequence: str, key: str) -> 
     return dataset
 
 
+def _of_all_frames(dataset: Dataset, sequence: str, key: str) -> list[Any]:
+    """The values that an attribute has in the frames, each once; None among them where a frame has none."""
+    found: list[Any] = []
+    for index in range(len(dataset.get(_FUNCTIONAL_GROUPS[0]) or ()) or 1):
+        value = _functional_group(dataset, index, sequence, key).get(key)
+        if value not in found:
+            found.append(value)
+    return found
+
+
 def _spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
     """(y, x) millimetres between pixel centres in the patient; detector spacing is no such thing.
 
     None, too, where the frames have several.
     """
-    frames = range(len(dataset.get(_FUNCTIONAL_GROUPS[0]) or ()) or 1)
-    items = [_functional_group(dataset, k, "PixelMeasuresSequence", "PixelSpacing") for k in frames]
-    values = items[0].get("PixelSpacing")
-    if any(item.get("PixelSpacing") != values for item in items):
+    found = _of_all_frames(dataset, "PixelMeasuresSequence", "PixelSpacing")
+    if len(found) > 1:
         return None
-    if values:
+    if values := found[0]:
         y, x = (float(value) for value in values)
         at_detector = any(_equal(dataset.get(key), (y, x)) for key in _DETECTOR_SPACINGS)
         if at_detector and not dataset.get("PixelSpacingCalibrationType"):
@@ -398,13 +406,10 @@ def _spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
 
 def _directions(dataset: Dataset) -> tuple[Direction, ...] | None:
     """`Stack.directions` of rows and columns; None where the frames have several."""
-    frames = range(len(dataset.get(_FUNCTIONAL_GROUPS[0]) or ()) or 1)
-    key = "ImageOrientationPatient"
-    items = [_functional_group(dataset, k, "PlaneOrientationSequence", key) for k in frames]
-    values = items[0].get(key)
-    if not values or len(values) != 6 or any(item.get(key) != values for item in items):
+    found = _of_all_frames(dataset, "PlaneOrientationSequence", "ImageOrientationPatient")
+    if len(found) > 1 or not found[0] or len(found[0]) != 6:
         return None
-    x0, y0, z0, x1, y1, z1 = (float(value) for value in values)
+    x0, y0, z0, x1, y1, z1 = (float(value) for value in found[0])
     return (-x0, -y0, z0), (-x1, -y1, z1)  # DICOM's axes lead to the left and to the back
 
 

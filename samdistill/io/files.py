@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -144,6 +144,23 @@ def remove_leftovers(folder: Path, names: Collection[str]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def walk_visible(
+    folder: Path, cannot: Callable[[OSError], object]
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Go through a folder as `os.walk` does, sorted, hidden files and folders left out.
+
+    Parameters
+    ----------
+    folder
+        Links to folders in it are among the folders, and not followed.
+    cannot
+        Gets the error of each folder that cannot be listed, which pathlib's `rglob` passes over.
+    """
+    for base, folders, files in os.walk(folder, onerror=cannot):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield Path(base), folders, sorted(name for name in files if not name.startswith("."))
 
 
 def sha256_file(path: Path) -> str:

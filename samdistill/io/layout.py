@@ -10,13 +10,13 @@ import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from samdistill.errors import InputRejected
 from samdistill.io.dataset_toml import DATASET_TOML, CaseTable, DatasetConfig, read_config
+from samdistill.io.files import walk_visible
 from samdistill.io.stack import ALL_SUFFIXES, format_of, open_stack, stem
 from samdistill.manifest_records import CLASS_NAMES, is_class_name
 
@@ -131,7 +131,8 @@ def _by_id(layout: Layout, folder: Path, kind: str) -> dict[str, Path]:
             Path(error.filename), f"it cannot be read: {error.strerror}.", "Give access, or move it out."
         )
 
-    for path in sorted(_below(folder, cannot)):
+    below = walk_visible(folder, cannot)
+    for path in sorted(base / name for base, folders, files in below for name in (*folders, *files)):
         inner = path.relative_to(folder)
         if not os.path.isfile(path):  # noqa: PTH113  # pathlib raises where a folder may not be entered
             if path.is_symlink():
@@ -162,13 +163,6 @@ def _by_id(layout: Layout, folder: Path, kind: str) -> dict[str, Path]:
             f"Convert them to {', '.join(ALL_SUFFIXES)}, or move them out.",
         )
     return dict(sorted(found.items()))
-
-
-def _below(folder: Path, cannot: Callable[[OSError], None]) -> Iterator[Path]:
-    """Every file and folder below a folder but hidden ones; folders that cannot be listed go to `cannot`."""
-    for base, folders, files in os.walk(folder, onerror=cannot):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(base, name) for name in (*folders, *files) if not name.startswith("."))
 
 
 def _find_images(layout: Layout, files: dict[str, Path]) -> None:

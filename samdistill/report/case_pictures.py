@@ -14,7 +14,6 @@ import numpy as np
 from samdistill.arrays import Image, Masks
 from samdistill.errors import InputRejected
 from samdistill.inference import RESULTS
-from samdistill.inference.sources import root_of
 from samdistill.intensity import IntensityRule
 from samdistill.io.files import sha256_file
 from samdistill.io.images import Pixels, read_image
@@ -36,7 +35,7 @@ def picture_of(record: Record, out: Path, images: Path | None) -> Picture | None
     out
         The folder it lies in.
     images
-        The folder the inputs were taken from, or None.
+        The folder that the inputs' names are below, or None.
 
     Returns
     -------
@@ -115,7 +114,7 @@ def _input(folder: Path, relative: str) -> Path:
     """A file that was segmented, by its record; it may be a link, and its bytes are compared anyhow."""
     if PurePosixPath(relative).is_absolute() or ".." in PurePosixPath(relative).parts:
         raise InputRejected(f"{RESULTS} must name files inside {folder}, not {relative}.")
-    return root_of(folder) / relative
+    return folder / relative
 
 
 def _inside(root: Path, relative: str) -> Path:

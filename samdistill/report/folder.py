@@ -13,6 +13,7 @@ from pathlib import Path
 
 from samdistill.errors import InputRejected
 from samdistill.inference import RESULTS
+from samdistill.inference.sources import root_of
 from samdistill.report.case_pictures import Record, picture_of
 from samdistill.report.charts import histogram
 from samdistill.report.document import Section, facts, number, table
@@ -52,7 +53,8 @@ def folder_sections(out: Path, images: Path | None = None, *, shown: int = SHOWN
         by = _ranked_by(done)
         ranked = sorted(done, key=lambda record: (_score(record, by), record["input"]))
         names = list(ranked[0]["classes"])
-        pictures = [(record, picture_of(record, out, images)) for record in ranked[:shown]]
+        below = None if images is None else root_of(images)
+        pictures = [(record, picture_of(record, out, below)) for record in ranked[:shown]]
         cases = [_case(record, picture, by) for record, picture in pictures if picture is not None]
         if not cases:
             raise InputRejected(

@@ -31,7 +31,7 @@ from samdistill.config import to_dict
 from samdistill.errors import InputRejected, UsageError
 from samdistill.io.dataset import Case, open_dataset
 from samdistill.io.dataset_toml import DATASET_TOML
-from samdistill.io.files import atomic_write, sha256_file, write_text
+from samdistill.io.files import atomic_write, sha256_file, walk_visible, write_text
 from samdistill.io.images import write_mask
 from samdistill.io.masks import MaskCode
 from samdistill.io.stack import format_of, open_stack, stem
@@ -104,14 +104,19 @@ def find_images(images: Path, out: Path) -> tuple[Path, list[Case]]:
         raise InputRejected(f"{images} must be a folder of images or a data folder, and is no folder.")
     cases: dict[str, Case] = {}
     inside = out.resolve()  # one may be given relative, the other not
-    for path in sorted(images.rglob("*")):
-        inner = path.relative_to(images)
-        hidden = any(part.startswith(".") for part in inner.parts)
-        if not hidden and path.is_symlink() and not path.is_file():
+
+    def cannot(error: OSError) -> None:
+        raise InputRejected(
+            f"{error.filename} cannot be read: {error.strerror}. Give access, or move it out."
+        )
+
+    below = walk_visible(images, cannot)
+    for path in sorted(base / name for base, folders, files in below for name in (*folders, *files)):
+        if path.is_symlink() and not path.is_file():
             raise InputRejected(f"{path} is a link to a folder or to nothing. Link files one by one.")
-        if hidden or not path.is_file() or format_of(path) is None or path.resolve().is_relative_to(inside):
+        if not path.is_file() or format_of(path) is None or path.resolve().is_relative_to(inside):
             continue
-        name = stem(inner.as_posix())
+        name = stem(path.relative_to(images).as_posix())
         count = len(open_stack(path)) if format_of(path) != "picture" else 1
         for index in range(count):
             case_id = name if count == 1 else f"{name}_{index:04d}"
