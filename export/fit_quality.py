@@ -24,6 +24,7 @@ from samdistill.geometry import ModelFrame
 from samdistill.io.dataset import Case
 from samdistill.judging import Look, look, teacher_numbers
 from samdistill.manifest_quality import (
+    STUDENT_NUMBERS,
     UNLIKE_NUMBERS,
     Calibration,
     ClassRange,
@@ -33,7 +34,6 @@ from samdistill.manifest_quality import (
     ScoreRule,
 )
 from samdistill.predictor import Predictor
-from samdistill.quality import STUDENT_NUMBERS
 from samdistill.refined import average
 from samdistill.trust import LEAST_DICE
 

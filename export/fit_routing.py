@@ -14,8 +14,7 @@ import numpy as np
 from samdistill.export.fit_rules import Vector, fit_best, out_of_fold, value_of
 from samdistill.export.fit_seen import Seen
 from samdistill.judging import Look
-from samdistill.manifest_quality import GAIN_QUANTILES, LinearRule, RoutingRule
-from samdistill.quality import STUDENT_NUMBERS
+from samdistill.manifest_quality import GAIN_QUANTILES, STUDENT_NUMBERS, LinearRule, RoutingRule
 
 IOU_STEPS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)  # that the least predicted IoU may be
 OF_GAIN = (

@@ -7,13 +7,22 @@ image: `calibration`, `quality` and `routing` apply them, export fits them.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from samdistill.manifest_records import require
 
 HISTOGRAM_BINS = 16  # of each colour channel
 GAIN_QUANTILES = 21  # 0 %, 5 %, ..., 100 %
+STUDENT_NUMBERS = ("expected_dice", "confidence", "sharpness", "area", "components", "largest_share")
+TEACHER_NUMBERS = ("agreement", "predicted_iou")
 UNLIKE_NUMBERS = ("area_off", "components_off", "intensity_distance", "embedding_distance")
+
+
+def _require_known(what: str, names: Iterable[str], known: tuple[str, ...]) -> None:
+    """A rule or a limit of a number that nobody computes would never apply."""
+    strange = sorted(set(names) - set(known))
+    require(not strange, f"{what} must be of {', '.join(known)}, not of {', '.join(strange)}.")
 
 
 def _finite(name: str, values: tuple[float, ...]) -> None:
@@ -207,9 +216,11 @@ class QualityRule:
 
     def __post_init__(self) -> None:
         require(0 < self.least_dice < 1, f"least_dice must lie between 0 and 1, not {self.least_dice}.")
-        # One that nobody computes would never be exceeded.
-        strange = sorted(set(self.limits) - set(UNLIKE_NUMBERS))
-        require(not strange, f"limits must be of {', '.join(UNLIKE_NUMBERS)}, not of {', '.join(strange)}.")
+        _require_known("limits", self.limits, UNLIKE_NUMBERS)
+        _require_known("features of student", self.student.rule.features, STUDENT_NUMBERS)
+        if self.refined is not None:
+            both = (*STUDENT_NUMBERS, *TEACHER_NUMBERS)
+            _require_known("features of refined", self.refined.rule.features, both)
 
 
 @dataclass(frozen=True)
@@ -251,6 +262,7 @@ class RoutingRule:
 
     def __post_init__(self) -> None:
         require(bool(self.reason), "reason must be words, not empty.")
+        _require_known("features of rule", self.rule.features, STUDENT_NUMBERS)
         require(self.images > 0, f"images must be at least 1, not {self.images}.")
         quantiles = self.gain_quantiles
         require(

@@ -18,6 +18,8 @@ from samdistill.arrays import Masks, ProbabilityMaps
 from samdistill.components import label
 from samdistill.manifest_quality import (
     HISTOGRAM_BINS,
+    STUDENT_NUMBERS,
+    TEACHER_NUMBERS,
     UNLIKE_NUMBERS,
     LinearRule,
     QualityRule,
@@ -29,8 +31,6 @@ Flag = Literal["accept", "review", "reject"]
 Numbers = dict[str, float]
 Vector = npt.NDArray[np.float64]
 
-STUDENT_NUMBERS = ("expected_dice", "confidence", "sharpness", "area", "components", "largest_share")
-TEACHER_NUMBERS = ("agreement", "predicted_iou")
 NUMBERS = (*STUDENT_NUMBERS, *TEACHER_NUMBERS, "stability", *UNLIKE_NUMBERS)
 CUT = 3.0  # scales from the centre; what lies farther counts as this far
 

@@ -31,6 +31,7 @@ from samdistill.geometry import ModelFrame
 from samdistill.io.dataset import open_dataset
 from samdistill.judging import Look
 from samdistill.manifest_quality import (
+    STUDENT_NUMBERS,
     Calibration,
     ClassRange,
     LinearRule,
@@ -41,7 +42,6 @@ from samdistill.manifest_quality import (
 )  # fmt: skip
 from samdistill.predictor import Predictor
 from samdistill.prompts import PromptConfig
-from samdistill.quality import STUDENT_NUMBERS
 from samdistill.refine import RefineConfig
 from samdistill.refined import Refined
 from samdistill.routing import Budget, decide, least_gain

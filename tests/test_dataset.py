@@ -318,6 +318,13 @@ def test_what_pseudo_label_wrote_among_its_images_is_no_input(
     assert [case.id for case in cases] == ["a"]
 
 
+def test_pictures_beside_a_folder_called_images_are_labelled_too(folder: Folder) -> None:
+    root = folder(["a"], {})
+    shutil.copy(root / "images" / "a.png", root / "b.png")
+    base, cases = find_images(root, root / "out")
+    assert (base, [case.id for case in cases]) == (root, ["b", "images/a"])
+
+
 def test_a_class_whose_value_is_ignored_is_refused(folder: Folder) -> None:
     masks = {"a": index_mask(1, 2)}
     with pytest.raises(InputRejected, match="is the value of the class 'b'"):

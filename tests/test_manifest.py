@@ -200,6 +200,17 @@ REFUSED = {
         False,
     ),
     "limit of no number": (judged("quality.limits.area_of", 0.5), "limits must be of area_off", True),
+    "rule of no number": (judged("quality.student.rule.features.0", "colour"), "not of colour", True),
+    "student's rule of the teacher": (
+        judged("quality.student.rule.features.0", "predicted_iou"),
+        "features of student must be of",
+        False,
+    ),
+    "routing by the teacher": (
+        judged("routing", {**ROUTING, "rule": {**LINEAR, "features": ["agreement"]}}),
+        "features of rule must be of",
+        False,
+    ),
     "limit as text": (judged("quality.limits.area_off", "0.5"), "area_off", True),
     "bad Dice of one": (judged("quality.least_dice", 1.0), "least_dice", True),
     "unknown cleaning": (put("cleaning", {"keep": "best"}), "keep", True),

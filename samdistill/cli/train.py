@@ -154,7 +154,7 @@ def train(
         "samdsk.beta": beta,
         "samdsk.iou": iou,
         "samdsk.min_proposals": min_proposals,
-        "samdsk.counts": None if counts is None else str(counts.resolve()),
+        "samdsk.counts": None if counts is None else str(counts),
         "refine": None if prompts is None else to_dict(load_prompts(prompts)),
         "refine.prompts.points": "none" if points == 0 else None,
         "refine.prompts.count": points or None,

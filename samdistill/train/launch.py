@@ -105,8 +105,8 @@ def train(
             f"{out} must hold a whole run or none, not {left[0]} of one whose record or last checkpoint is "
             "gone: it would be gone on from. Choose another folder."
         )
-    if config is not None:  # the record is read from other folders too
-        config = replace(config, teacher=located(config.teacher))
+    if config is not None:
+        config = _located(config)
     recorded = Run.load(out) if started_before else None
     if recorded is not None:
         config = config or recorded.config
@@ -177,6 +177,14 @@ def train(
             _finish(run, time.perf_counter() - started)
         fabric.barrier()
     return Run.load(out)
+
+
+def _located(config: TrainConfig) -> TrainConfig:
+    """The configuration with its paths made absolute: the record is read from other folders too."""
+    counts = config.samdsk.counts
+    if counts is not None:
+        config = replace(config, samdsk=replace(config.samdsk, counts=str(Path(counts).resolve())))
+    return replace(config, teacher=located(config.teacher))
 
 
 def _names(config: TrainConfig) -> set[str]:

@@ -29,6 +29,7 @@ import numpy as np
 
 from samdistill.config import to_dict
 from samdistill.errors import InputRejected, UsageError
+from samdistill.inference.sources import root_of
 from samdistill.io.dataset import Case, open_dataset
 from samdistill.io.dataset_toml import DATASET_TOML
 from samdistill.io.files import atomic_write, sha256_file, walk_visible, write_text
@@ -93,13 +94,14 @@ def find_images(images: Path, out: Path) -> tuple[Path, list[Case]]:
     InputRejected
         When there is nothing to label, or two pictures have one name.
     """
-    if (images / "images").is_dir():
+    root = root_of(images)
+    if root != images:
         dataset = open_dataset(images, infer_classes=False)
         if not dataset.unlabelled:
             raise InputRejected(
                 f"{images} must hold images without masks, and all {len(dataset.cases)} have one."
             )
-        return images / "images", list(dataset.unlabelled)
+        return root, list(dataset.unlabelled)
     if not images.is_dir():
         raise InputRejected(f"{images} must be a folder of images or a data folder, and is no folder.")
     cases: dict[str, Case] = {}
