@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
-import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ from samdistill.export.pieces import (
 )
 from samdistill.export.plans import prove_for
 from samdistill.io.dataset import Case
-from samdistill.io.files import atomic_folder, sha256_file, sync_folder
+from samdistill.io.files import atomic_folder, check_folder_place, hidden_beside, sha256_file, sync_folder
 from samdistill.manifest import (
     MANIFEST,
     MOST_NAME,
@@ -52,6 +52,7 @@ from samdistill.manifest import (
     Normalisation,
 )
 from samdistill.predictor import Predictor
+from samdistill.profiles import check_points
 from samdistill.refine import RefineConfig
 from samdistill.report.overlay import class_colour
 from samdistill.teacher import Teacher, load_teacher
@@ -225,8 +226,13 @@ def publish(
     check_target(out, force=force)
     if not 1 <= len(name) <= MOST_NAME:
         raise UsageError(f"name must have 1..{MOST_NAME} characters, not {len(name)}. Give another.")
+    for what, words in (("name", name), ("licence", licence)):
+        if not words.isprintable():  # bytes that are no UTF-8 are not, nor is what moves a terminal's cursor
+            raise UsageError(f"{what} must be printable text, not {words!r}. Give another.")
     if teacher is not None:
         refine.check_thresholds(prompts, len(source.class_names))
+        if engines.planned is not None:
+            check_points(prompts.prompts, len(source.class_names))
     if not cases:
         raise InputRejected("the run must have validation images for the parity gate, and has none.")
     thresholds = (0.5,) * len(source.class_names)
@@ -282,7 +288,7 @@ def publish(
         teacher=record,
         prompts=None if record is None else prompts,
     )
-    staging = out if not out.exists() else out.with_name(f".{out.name}.{secrets.token_hex(4)}.new")
+    staging = hidden_beside(out, "new")
     try:
         with atomic_folder(staging) as folder:
             manifest = _write(folder, files, manifest)
@@ -292,11 +298,10 @@ def publish(
             progress.on_message("verifying the bundle")
             verification = verify(folder)
             prove_for(Bundle.open(folder))
-        if staging != out:
-            _replace(staging, out)
+        check_target(out, force=force)  # what came there meanwhile stays
+        _put(staging, out)
     finally:
-        if staging != out:
-            shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     size = sum(len(content) for content in files.values())
     unverified = tuple(engine for engine in manifest.engines if not engine.parity)
     return Published(out, verification.bundle_sha256, size, reports, verification, unverified)
@@ -320,16 +325,20 @@ def check_target(out: Path, *, force: bool) -> None:
     Raises
     ------
     UsageError
-        When `out` is there, unless `force` is given and it is a bundle, or it is an empty folder.
+        When `out` is there, unless it is an empty folder, or `force` is given and it is a bundle that holds
+        nothing else; or when nothing can be put there.
     """
     if not out.exists() and not out.is_symlink():
-        out.parent.mkdir(parents=True, exist_ok=True)  # where that cannot be, say so before the work
+        check_folder_place(out)
         return
     if out.is_dir() and not out.is_symlink():
+        check_folder_place(out)
         if not any(out.iterdir()):
             return
-        if _is_bundle(out):
+        listed = _bundle_files(out)
+        if listed is not None:
             if force:
+                _check_nothing_else(out, listed)
                 return
             raise UsageError(
                 f"{out} must not exist yet. Name another bundle, or replace this one with --force."
@@ -342,18 +351,40 @@ def _named(out: Path) -> Path:
     return out if out.name not in ("", "..") else out.resolve()
 
 
-def _is_bundle(folder: Path) -> bool:
-    """Whether its manifest is a bundle's, of any schema: other projects have files of that name too."""
+def _bundle_files(folder: Path) -> set[str] | None:
+    """The files of the bundle that a folder is, of any schema; None where it is none.
+
+    Other projects have files called manifest.json too.
+    """
     try:
         values = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(values, dict) and {"schema", "classes", "models", "files"} <= values.keys()
+        return None
+    if not isinstance(values, dict) or not {"schema", "classes", "models", "files"} <= values.keys():
+        return None
+    files = values["files"] if isinstance(values["files"], list) else []
+    return {MANIFEST, *(str(one["path"]) for one in files if isinstance(one, dict) and "path" in one)}
 
 
-def _replace(staging: Path, out: Path) -> None:
-    """Put a finished bundle in another's place; for a moment there is none, never half of one."""
-    old = out.with_name(f".{out.name}.{secrets.token_hex(4)}.old")
+def _check_nothing_else(folder: Path, listed: set[str]) -> None:
+    """Refuse to replace a bundle into which somebody has put something."""
+    found = (
+        (Path(base) / name).relative_to(folder).as_posix()
+        for base, _, names in os.walk(folder)
+        for name in names
+    )
+    other = next((name for name in found if name not in listed), None)
+    if other is not None:
+        raise UsageError(f"{folder} must hold nothing but the bundle to be replaced. Move {other} out of it.")
+
+
+def _put(staging: Path, out: Path) -> None:
+    """Put a finished bundle in its place, or another's; for a moment there is none, never half of one."""
+    if not out.exists():
+        staging.rename(out)
+        sync_folder(out.parent)
+        return
+    old = hidden_beside(out, "old")
     out.rename(old)
     try:
         staging.rename(out)

@@ -33,6 +33,7 @@ from samdistill.manifest_quality import (
     RoutingRule,
     ScoreRule,
 )
+from samdistill.metrics import found_dice
 from samdistill.predictor import Predictor
 from samdistill.refined import average
 from samdistill.trust import LEAST_DICE
@@ -93,15 +94,23 @@ def fit(predictor: Predictor, cases: Sequence[Case], training: Sequence[Case], p
     pixels, seen = Pixels(), []
     for done, case in enumerate(labelled):
         progress.on_case(done, len(labelled))
-        seen.append(see(predictor, case, pixels, reference))
+        one = see(predictor, case, pixels, reference)
+        if one is not None:
+            seen.append(one)
     progress.on_case(len(labelled), len(labelled))
+    if len(seen) < len(labelled):
+        progress.on_message(f"{len(labelled) - len(seen)} of them do not count: all their pixels are ignored")
+    if not seen:
+        progress.on_message("no validation image counts: no calibration, no quality, no mode auto")
+        return Fitted()
     calibration, notes = fit_calibration(pixels, predictor.class_names)
     for note in notes:
         progress.on_message(note)
     looks = [look(one.frame, one.pixels, one.logits, one.masks, calibration.temperatures) for one in seen]
+    dice = [found_dice(one.dice, one.found) for one in seen]
     rule = QualityRule(
         LEAST_DICE,
-        _score([one.numbers for one in looks], [float(one.dice.mean()) for one in seen], seen, OF_STUDENT),
+        _score([one.numbers for one in looks], dice, seen, OF_STUDENT),
         reference,
         _limits(reference, looks, seen),
         _refined_score(looks, seen),
@@ -175,7 +184,7 @@ def _score(
     errors = target - out_of_fold(groups, fit_on)
     rule = fit_best(rows, target, groups, candidates)
     if not np.isfinite(errors).all():  # a single group
-        return ScoreRule(rule, len(rows), float(target.std()))
+        return ScoreRule(rule, len(rows), None)
     rmse = float(np.sqrt(np.mean(errors**2)))
     known = bounds(errors, LEVEL)
     if known is None:
@@ -187,12 +196,13 @@ def _refined_score(looks: Sequence[Look], seen: Sequence[Seen]) -> ScoreRule | N
     """The score of images of which a mask is the teacher's; None where there is none."""
     rows, dice, own = [], [], []
     for view, one in zip(looks, seen, strict=True):
-        if one.refined is None or one.refined_masks is None or one.refined_dice is None:
+        if one.refined is None or one.refined_masks is None:
             continue
+        assert one.refined_dice is not None and one.refined_found is not None
         if one.refined.any:
             told = teacher_numbers(one.refined).items()
             known = {name: value for name, value in told if value is not None}
             rows.append({**view.numbers_of(one.refined_masks), **known})
-            dice.append(float(one.refined_dice.mean()))
+            dice.append(found_dice(one.refined_dice, one.refined_found))
             own.append(one)
     return _score(rows, dice, own, OF_REFINED) if rows else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from samdistill.arrays import Masks
+from samdistill.arrays import Mask, Masks
 from samdistill.evaluation import channel_order
 from samdistill.export.fit_calibration import Pixels
 from samdistill.export.fit_rules import Vector
@@ -36,6 +36,8 @@ class Seen:
         What came of asking the teacher, without the prompts.
     dice, refined_dice
         (C,) of both.
+    found, refined_found
+        (C,) bool: whether the class is in the truth or in the answer, for `metrics.found_dice`.
     empty
         Whether the student found nothing.
     shapes
@@ -48,18 +50,25 @@ class Seen:
     logits: npt.NDArray[np.float32]
     masks: Masks
     dice: Vector
+    found: npt.NDArray[np.bool_]
     empty: bool
     shapes: Numbers
     refined_masks: Masks | None = None
     refined: Refined | None = None
     refined_dice: Vector | None = None
+    refined_found: npt.NDArray[np.bool_] | None = None
 
 
-def see(predictor: Predictor, case: Case, pixels: Pixels, reference: Reference) -> Seen:
-    """Predict a case, and give its pixels to the calibration; `reference` is what its shapes are off from."""
+def see(predictor: Predictor, case: Case, pixels: Pixels, reference: Reference) -> Seen | None:
+    """Predict a case, and give its pixels to the calibration; None where all of its pixels are ignored.
+
+    `reference` is what its shapes are off from.
+    """
     raw = case.read_image()
     image = predictor.manifest.intensity.apply(raw)
     truth, ignored = case.read_labels()
+    if ignored.all():
+        return None
     truth = truth[channel_order(case, predictor.class_names)]
     contract = predictor.manifest.input
     frame = ModelFrame.of((image.shape[0], image.shape[1]), contract.size, contract.multiple)
@@ -75,6 +84,7 @@ def see(predictor: Predictor, case: Case, pixels: Pixels, reference: Reference) 
         logits,
         sampled(answer.masks, frame.size),
         dice,
+        _found(answer.masks, truth, ignored),
         not answer.masks.any(),
         shape_numbers(truth, reference),
     )
@@ -87,4 +97,10 @@ def see(predictor: Predictor, case: Case, pixels: Pixels, reference: Reference) 
         refined_masks=sampled(asked.masks, frame.size),
         refined=replace(asked.refined, prompts=()),
         refined_dice=dice_per_class(asked.masks, truth, ignore=ignored),
+        refined_found=_found(asked.masks, truth, ignored),
     )
+
+
+def _found(masks: Masks, truth: Masks, ignored: Mask) -> npt.NDArray[np.bool_]:
+    found: npt.NDArray[np.bool_] = ((masks | truth) & ~ignored).any(axis=(1, 2))
+    return found

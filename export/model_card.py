@@ -86,9 +86,14 @@ def _trust(manifest: Manifest) -> list[str]:
         if known
         else "They are too few to accept or reject an answer by its score: all are for review."
     )
+    error = (
+        "with an error that is not known, since no image could be left out: all are of one group"
+        if score.rmse is None
+        else f"with an error of {score.rmse:.2f} on images left out"
+    )
     lines = [
         f"Fitted on {score.images} validation images. Temperatures: {temperatures}. The score estimates an "
-        f"image's Dice with an error of {score.rmse:.2f} on images left out. {flags}",
+        f"image's Dice {error}. {flags}",
     ]
     if manifest.routing is not None:
         lines += ["", f"Mode auto: {manifest.routing.reason}."]

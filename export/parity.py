@@ -208,11 +208,17 @@ class Agreement:
         self._flips += int(np.count_nonzero(got.any(axis=(1, 2)) != expected.any(axis=(1, 2))))
 
     def add_truth(self, got: Masks, expected: Masks, truth: Truth) -> None:
-        """Compare one image's (C, H, W) masks with the truth, and PyTorch's with it."""
-        means = [
-            float(np.mean(dice_per_class(masks, truth[0], ignore=truth[1]))) for masks in (got, expected)
-        ]
-        self._truths.append((means[0], means[1]))
+        """Compare one image's (C, H, W) masks with the truth, and PyTorch's with it.
+
+        By the classes that are in the truth or in PyTorch's masks: agreeing on nothing tells nothing.
+        """
+        found = ((truth[0] | expected) & ~truth[1]).any(axis=(1, 2))
+        if found.any():
+            means = [
+                float(dice_per_class(masks, truth[0], ignore=truth[1])[found].mean())
+                for masks in (got, expected)
+            ]
+            self._truths.append((means[0], means[1]))
 
     def add_output(self, got: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
         """Compare one image's output."""

@@ -20,7 +20,7 @@ import onnx
 from samdistill import plans
 from samdistill.bundle import Bundle
 from samdistill.errors import BundleError, UsageError
-from samdistill.io.files import atomic_folder, sha256_file
+from samdistill.io.files import atomic_folder, check_folder_place, sha256_file
 from samdistill.manifest import MANIFEST, EngineRecord, Part
 from samdistill.profiles import LARGEST_BATCH
 
@@ -102,6 +102,7 @@ def check_place(out: Path, bundle: Path) -> None:
         )
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UsageError(f"{out} must be a new or empty folder for a model repository. Name another.")
+    check_folder_place(out)
 
 
 def _write_network(bundle: Bundle, part: Part, folder: Path, model: str) -> dict[str, Any]:

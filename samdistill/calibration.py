@@ -70,11 +70,20 @@ class Reliability:
     positive: npt.NDArray[np.float64]
 
     @classmethod
-    def of(cls, probabilities: npt.NDArray[np.float32], truth: Mask) -> Reliability:
-        """Bin pixels of any one shape, probabilities in [0, 1] and whether each is foreground."""
+    def of(
+        cls,
+        probabilities: npt.NDArray[np.float32],
+        truth: Mask,
+        weights: npt.NDArray[np.float64] | None = None,
+    ) -> Reliability:
+        """Bin pixels of any one shape, probabilities in [0, 1] and whether each is foreground.
+
+        With `weights`, of the same shape, each counts as so many.
+        """
         flat = probabilities.ravel()
         bins = np.minimum((flat * BINS).astype(np.int64), BINS - 1)
-        sums = [np.bincount(bins, weights, BINS) for weights in (None, flat, truth.ravel())]
+        ones = np.ones(flat.shape) if weights is None else weights.ravel()
+        sums = [np.bincount(bins, each, BINS) for each in (ones, ones * flat, ones * truth.ravel())]
         return cls(*(one.astype(np.float64) for one in sums))
 
     def __add__(self, other: Reliability) -> Reliability:

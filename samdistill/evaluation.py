@@ -20,7 +20,7 @@ from samdistill.errors import InputRejected
 from samdistill.io.dataset import Case
 from samdistill.io.files import sha256_file
 from samdistill.io.images import Pixels
-from samdistill.metrics import Scores, dice_per_class, hd95_and_asd, iou_per_class
+from samdistill.metrics import Scores, dice_per_class, found_dice, hd95_and_asd, iou_per_class
 from samdistill.predictor import BATCH_PIXELS, Mode, Segmentation
 from samdistill.quality import Quality
 from samdistill.refined import Kept, Refined
@@ -185,7 +185,8 @@ class Evaluation:
     def judged(self) -> dict[str, Any] | None:
         """How well scores and flags tell bad cases, as `trust.judged`; None without a score."""
         known = [case for case in self.cases if case.quality is not None]
-        return judged([c.quality for c in known if c.quality], [c.means()["dice"] for c in known])
+        dice = [found_dice(c.dice, c.present | c.predicted) for c in known]
+        return judged([c.quality for c in known if c.quality], dice)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON can hold it: what is NaN here is None there."""

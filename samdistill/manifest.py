@@ -138,6 +138,13 @@ class Manifest:
         require(self.schema == SCHEMA, f"schema must be {SCHEMA}, not {self.schema}.")
         count = len(self.name)
         require(1 <= count <= MOST_NAME, f"name must have 1..{MOST_NAME} characters, not {count}.")
+        require(self.name.isprintable(), f"name must be printable text, not {self.name!r}.")
+        require(self.licence.isprintable(), f"licence must be printable text, not {self.licence!r}.")
+        trained_on = self.provenance.get("trained_on", [])
+        require(
+            isinstance(trained_on, list) and all(isinstance(one, str) for one in trained_on),
+            "provenance.trained_on must be a list of hashes.",
+        )
         require(1 <= len(self.classes) <= 255, f"classes must be 1..255, not {len(self.classes)}.")
         _unique([one.name.casefold() for one in self.classes], "classes", "name")
         require(len(self.golden) >= 1, "golden must hold at least one case, not none.")

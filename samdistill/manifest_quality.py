@@ -26,7 +26,8 @@ def _require_known(what: str, names: Iterable[str], known: tuple[str, ...]) -> N
 
 
 def _finite(name: str, values: tuple[float, ...]) -> None:
-    require(all(map(math.isfinite, values)), f"{name} must be finite numbers, not {list(values)}.")
+    # Within what sums and products of a few of them cannot leave.
+    require(all(abs(v) <= 1e9 for v in values), f"{name} must be finite numbers, not {list(values)}.")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Calibration:
     Attributes
     ----------
     temperatures
-        Above 0; 1 changes nothing, above 1 makes less sure.
+        In 0.001..1000; 1 changes nothing, above 1 makes less sure.
     images
         Labelled validation images they were fitted on.
     nll_before, nll_after
@@ -55,13 +56,15 @@ class Calibration:
     def __post_init__(self) -> None:
         count = len(self.temperatures)
         require(
-            count > 0 and all(math.isfinite(t) and t > 0 for t in self.temperatures),
-            f"temperatures must be finite and above 0, one a class, not {list(self.temperatures)}.",
+            count > 0 and all(1e-3 <= t <= 1e3 for t in self.temperatures),
+            f"temperatures must be 0.001 to 1000, one a class, not {list(self.temperatures)}.",
         )
         require(self.images > 0, f"images must be at least 1, not {self.images}.")
         for name in ("nll_before", "nll_after", "ece_before", "ece_after"):
             values = getattr(self, name)
             require(len(values) == count, f"{name} must be {count} numbers, one a class, not {len(values)}.")
+            most = 1.0 if name.startswith("ece") else math.inf
+            require(all(0 <= v <= most for v in values), f"{name} must be 0 or more, not {list(values)}.")
             _finite(name, values)
 
 
@@ -107,7 +110,8 @@ class ScoreRule:
     images
         Validation images it was fitted on.
     rmse
-        Root mean square error of the score on images that it was not fitted on (cross-validated).
+        Root mean square error of the score on images that it was not fitted on (cross-validated); null where
+        all are of one group, so that none could be left out.
     accept
         Least score of flag "accept"; null where too few images were there to allow any.
     reject
@@ -116,14 +120,18 @@ class ScoreRule:
 
     rule: LinearRule
     images: int
-    rmse: float
+    rmse: float | None
     accept: float | None = None
     reject: float | None = None
 
     def __post_init__(self) -> None:
         require(self.images > 0, f"images must be at least 1, not {self.images}.")
-        require(self.rmse >= 0, f"rmse must be at least 0, not {self.rmse}.")
+        require(self.rmse is None or 0 <= self.rmse <= 1, f"rmse must be 0..1 or null, not {self.rmse}.")
         _finite("accept and reject", tuple(v for v in (self.accept, self.reject) if v is not None))
+        require(
+            self.accept is None or self.reject is None or self.accept >= self.reject,
+            f"accept must be at least reject, {self.reject}, not {self.accept}.",
+        )
 
 
 @dataclass(frozen=True)

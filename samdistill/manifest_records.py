@@ -378,6 +378,7 @@ class GoldenRecord:
     part: Literal["student", "teacher"] = "student"
 
     def __post_init__(self) -> None:
+        require(self.name.isprintable() and self.name != "", f"name must be printable, not {self.name!r}.")
         check_path(self.file, "file")
         for key in ("max_probability_difference", "max_changed_pixels"):
             value = getattr(self, key)

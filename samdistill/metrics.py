@@ -52,6 +52,22 @@ def dice_per_class(predictions: Masks, truths: Masks, *, ignore: Mask | None = N
     return _ratio(2 * both, both + either)
 
 
+def found_dice(per_class: Scores, found: npt.NDArray[np.bool_]) -> float:
+    """Mean Dice over the classes that are in the truth or in the answer; 1 where none is.
+
+    What the judgement of an answer goes by: over all classes, one whose only finding was missed would be
+    good by the classes that there never were.
+
+    Parameters
+    ----------
+    per_class
+        (C,) Dice.
+    found
+        (C,) whether the class is in the truth or in the answer.
+    """
+    return float(per_class[found].mean()) if found.any() else 1.0
+
+
 def iou_per_class(predictions: Masks, truths: Masks, *, ignore: Mask | None = None) -> Scores:
     """Intersection over union of each class of an image.
 

@@ -193,6 +193,9 @@ class Plan:
             "proved_for": sorted(proved | ({proved_for} if proved_for else set())),
         }
         _write(record, (json.dumps(kept, indent=1) + "\n").encode())
+        old = before.get("sha256", sha256)
+        if old != sha256 and not any(values["sha256"] == old for _, values in _records()):
+            (record.parent / f"{old}.plan").unlink(missing_ok=True)
         mine = {name: self.blueprint.key[name] for name in ("network", "runtime", "name", "shapes")}
         for other, values in _records():
             if other != record and {name: values["key"].get(name) for name in mine} == mine:
@@ -266,9 +269,10 @@ def _kept(wanted: Blueprint, bundle: Bundle) -> Plan | None:
         return None
     values = _parse(record)
     plan = record.parent / f"{values['sha256']}.plan"
-    if not plan.is_file():
-        return None  # somebody tidied up
-    content = plan.read_bytes()
+    try:
+        content = plan.read_bytes()
+    except FileNotFoundError:  # somebody tidied up, or kept a newer one meanwhile
+        return None
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != values["sha256"]:
         raise BundleError(

@@ -7,14 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from samdistill.errors import UsageError
 from samdistill.geometry import MAX_ASPECT
 from samdistill.manifest import Part, TeacherRecord
+from samdistill.prompts import PromptConfig
 from samdistill.runtime.tensorrt import Profile, Shapes
 from samdistill.teacher_frame import EMBED_PIXELS, most_sets
 
 MULTIPLE = 32
 LARGEST_BATCH = 8  # images of the student's, as `predict_batch` takes them
 MOST_IMAGES, MOST_POINTS = 64, 64  # in one call of the decoder
+
+
+def check_points(prompts: PromptConfig, classes: int) -> None:
+    """Refuse prompts that give a set more points than plans take, before any is built.
+
+    Raises
+    ------
+    UsageError
+        Then.
+    """
+    own = {"likeliest": prompts.count, "centre": 1, "none": 0}[prompts.points]
+    most = own * (classes if prompts.negatives else 1)
+    if most > MOST_POINTS:
+        raise UsageError(
+            f"prompts must give at most {MOST_POINTS} points a set for TensorRT, not {most}. Lower "
+            "prompts.count, or export without --trt."
+        )
 
 
 def profiles(part: Part, *, size: int, teacher: TeacherRecord | None) -> list[Profile]:

@@ -69,7 +69,7 @@ def judged(qualities: Sequence[Quality], dice: Sequence[float]) -> dict[str, Any
     Parameters
     ----------
     qualities, dice
-        One a case; its mean Dice over the classes.
+        One a case; its Dice as `metrics.found_dice`.
 
     Returns
     -------

@@ -8,12 +8,14 @@ import pickle
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import dicoms
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from bundles import colours, expected, rewrite
 from PIL import Image as PillowImage
@@ -21,9 +23,9 @@ from teacher_bundles import give_teacher
 from test_inference import segment
 
 from samdistill.errors import InputRejected, UsageError
-from samdistill.evaluation import evaluate
+from samdistill.evaluation import evaluate, score_case, summarize
 from samdistill.export.fit_calibration import Pixels
-from samdistill.export.fit_quality import fit
+from samdistill.export.fit_quality import Fitted, fit
 from samdistill.export.fit_routing import fit_routing
 from samdistill.export.fit_seen import Seen, see
 from samdistill.export.pieces import Silent
@@ -40,8 +42,10 @@ from samdistill.manifest_quality import (
     RoutingRule,
     ScoreRule,
 )  # fmt: skip
+from samdistill.metrics import found_dice
 from samdistill.predictor import Predictor
 from samdistill.prompts import PromptConfig
+from samdistill.quality import unknown
 from samdistill.refine import RefineConfig
 from samdistill.refined import Refined
 from samdistill.routing import Budget, decide, least_gain
@@ -233,10 +237,11 @@ def seen(gain: float, number: int, iou: float = 0.9) -> Seen:
     """A validation image on which refining wins so much."""
     masks = np.ones((1, 8, 8), np.bool_)
     pixels, logits = np.zeros((3, 8, 8), np.uint8), np.zeros((1, 8, 8), np.float32)
+    found = np.ones(1, np.bool_)
     refined = Refined((None,), ((),), np.array([iou], np.float32), np.array([0.9], np.float32))
     return Seen(
-        str(number), ModelFrame.of((8, 8), 8), pixels, logits, masks, np.array([0.5]), False, {},
-        refined_masks=masks, refined=refined, refined_dice=np.array([0.5 + gain]),
+        str(number), ModelFrame.of((8, 8), 8), pixels, logits, masks, np.array([0.5]), found, False, {},
+        refined_masks=masks, refined=refined, refined_dice=np.array([0.5 + gain]), refined_found=found,
     )  # fmt: skip
 
 
@@ -313,6 +318,49 @@ def test_fitting_gives_everything_a_bundle_of_its_own_needs(original: Path, labe
         fit(predictor, cases, without, Silent())
 
 
+def test_what_can_be_told_of_few_validation_images_is_told_and_no_more(
+    original: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor.load(original, threads=1)
+    cases = open_dataset(labelled, class_names=predictor.class_names).cases
+    lines: list[str] = []
+    told = Silent()
+    monkeypatch.setattr(told, "on_message", lines.append)
+    alone = fit(predictor, cases[:1], cases[4:], told)
+    assert alone.quality is not None
+    assert alone.quality.student.rmse is None, "no image was left out"
+    whole = tmp_path / "whole"
+    shutil.copytree(labelled, whole)
+    (whole / "dataset.toml").write_text('classes = ["red", "bright"]\nignore_index = 9\n')
+    for number in range(2):
+        height, width = np.array(PillowImage.open(whole / "images" / f"{number}.png")).shape[:2]
+        for name in predictor.class_names:
+            nothing = np.full((height, width), 9, np.uint8)
+            PillowImage.fromarray(nothing).save(whole / "masks" / name / f"{number}.png")
+    spoiled = open_dataset(whole, class_names=predictor.class_names).cases
+    found = fit(predictor, spoiled[:4], cases[4:], told)
+    assert found.calibration is not None
+    assert found.quality is not None
+    assert (found.calibration.images, found.quality.student.images) == (2, 2)
+    assert fit(predictor, spoiled[:2], cases[4:], told) == Fitted()
+    assert "2 of them do not count: all their pixels are ignored" in lines
+
+
+def test_an_image_whose_only_finding_was_missed_is_no_good_one_by_classes_that_are_nowhere() -> None:
+    absent = np.array([0.0, 1.0, 1.0, 1.0])
+    assert found_dice(absent, np.array([True, False, False, False])) == 0
+    assert found_dice(np.ones(4), np.zeros(4, np.bool_)) == 1
+    masks, truth = np.zeros((3, 9, 9), np.bool_), np.zeros((3, 9, 9), np.bool_)
+    truth[0, 2:5, 2:5] = True
+    scores = replace(
+        score_case("a", "a", masks, truth), quality=replace(unknown("no"), score=0.1, flag="reject")
+    )
+    told = summarize([scores], class_names=("a", "b", "c"), mode="fast", seed=0).judged()
+    assert told is not None
+    assert told["bad"] == 1
+    assert told["rmse"] == pytest.approx(0.1)
+
+
 def test_what_is_kept_of_a_validation_image_does_not_grow_with_it(original: Path, tmp_path: Path) -> None:
     predictor = Predictor.load(original, threads=1)
     reference = Reference(1, 2 * (ClassRange((0.0, 1.0), (0, 9)),), 48 * (0.5,))
@@ -385,6 +433,25 @@ def test_infer_opens_no_teacher_that_is_never_asked(
     (record,) = segment(predictor, tmp_path / "a.png", tmp_path / "out", mode="auto")
     assert record.routed is not None
     assert record.routed["why"] == {"never": 1}
+
+
+def test_a_budget_in_seconds_gives_another_uid_where_it_lets_others_be_refined(
+    ruled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the clock said belongs to the object, and is no setting: what is there is kept all the same."""
+    path = dicoms.write(tmp_path / "a.dcm", colours())
+    made, settings = [], set()
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(Predictor, "_share", lambda self, budget, share=share: share)
+        predictor, out = Predictor.load(ruled, threads=1), tmp_path / f"out{share}"
+        (record,) = segment(predictor, path, out, mode="auto", budget="0.2s")
+        made.append(pydicom.dcmread(out / "a.dcm"))
+        settings.add(record.settings_sha256)
+    assert made[0].PixelData != made[1].PixelData
+    assert made[0].SOPInstanceUID != made[1].SOPInstanceUID
+    told = [one.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0] for one in made]
+    assert ["least_gain=null" in one.AlgorithmParameters for one in told] == [True, False]
+    assert len(settings) == 1
 
 
 def test_abstaining_wants_a_bundle_that_judges(original: Path, tmp_path: Path) -> None:

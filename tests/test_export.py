@@ -21,7 +21,7 @@ import samdistill.export.bundle as publishing
 import samdistill.export.pieces as pieces
 from samdistill.bundle import Bundle
 from samdistill.errors import BundleError, InputRejected, UsageError
-from samdistill.export.bundle import Source, licence_of, publish
+from samdistill.export.bundle import Source, check_target, licence_of, publish
 from samdistill.export.golden import make_golden
 from samdistill.export.onnx import export_onnx
 from samdistill.export.parity import ParityError
@@ -186,6 +186,56 @@ def test_prompts_with_thresholds_of_other_classes_are_refused_before_the_work(
         publish(source(), cases, tmp_path / "bundle", teacher=small_teacher(), prompts=prompts)
 
 
+def test_what_came_to_the_place_meanwhile_stays(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bundle"
+
+    def meanwhile(folder: Path) -> Any:
+        out.mkdir()
+        (out / "thesis.tex").write_text("years")
+        return verify(folder)
+
+    monkeypatch.setattr(publishing, "verify", meanwhile)
+    with pytest.raises(UsageError, match="must be a new place for a bundle"):
+        publish(source(), cases, out)
+    assert (out / "thesis.tex").read_text() == "years"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.usefixtures("exported")
+def test_a_bundle_that_holds_something_else_is_not_replaced(cases: list[Case], tmp_path: Path) -> None:
+    out = publish(source(), cases, tmp_path / "bundle").path
+    (out / "results").mkdir()
+    (out / "results" / "0001.png").write_bytes(b"a mask")
+    with pytest.raises(UsageError, match=r"Move results/0001\.png out of it"):
+        check_target(out, force=True)
+    (out / "results" / "0001.png").unlink()
+    (out / "results").rmdir()
+    check_target(out, force=True)
+
+
+def test_a_place_where_nothing_can_be_put_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for out in (Path("/proc/bundle"), file / "bundle"):
+        with pytest.raises(UsageError, match="must allow writing"):
+            check_target(out, force=False)
+    monkeypatch.setattr("os.path.ismount", lambda path: True)
+    with pytest.raises(UsageError, match="must be no mount point"):
+        check_target(tmp_path / "bundle", force=False)
+
+
+@pytest.mark.parametrize("words", [{"name": "H\udcf4pital"}, {"licence": "a\x1b[2J"}])
+def test_a_name_that_cannot_be_printed_is_refused_before_the_work(
+    cases: list[Case], tmp_path: Path, words: dict[str, str]
+) -> None:
+    with pytest.raises(UsageError, match="must be printable text"):
+        publish(source(), cases, tmp_path / "bundle", **words)  # type: ignore[arg-type]
+
+
 SLOW_EXPORT = """
 import sys, time
 from pathlib import Path
@@ -213,7 +263,7 @@ publishing.publish(source(), cases, Path({out!r}), force=True, teacher=teacher)
 
 @pytest.mark.parametrize(
     ("moment", "before", "teacher"),
-    [("verify", False, False), ("_replace", True, False), ("verify", True, True)],
+    [("verify", False, False), ("_put", True, False), ("verify", True, True)],
 )
 @pytest.mark.usefixtures("exported")
 def test_an_export_killed_at_any_moment_leaves_the_old_bundle_or_none(

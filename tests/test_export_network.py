@@ -99,6 +99,20 @@ def test_a_network_whose_original_answers_with_no_number_is_stopped(
     assert told["max_difference"] is told["max_relative_difference"] is None
 
 
+def test_agreeing_on_nothing_tells_nothing(model: bytes) -> None:
+    agreement = Agreement("student", "int8", open_engine(model))
+    nothing, ignored = np.zeros((3, 9, 9), bool), np.zeros((9, 9), bool)
+    agreement.add_masks(nothing, nothing)
+    agreement.add_truth(nothing, nothing, (nothing, ignored))
+    assert not agreement.report().verified
+    missed = nothing.copy()
+    missed[0, :4] = True
+    agreement.add_truth(nothing, nothing, (missed, ignored))
+    report = agreement.report()
+    assert report.pytorch_truth_dice == 0, "of the one class that there is"
+    assert not report.verified
+
+
 def test_the_gate_needs_an_image(model: bytes) -> None:
     with pytest.raises(InputRejected, match="at least one image"):
         compare(model, lambda logits: logits, [])

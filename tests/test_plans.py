@@ -189,7 +189,7 @@ def test_threads_have_contexts_of_their_own_and_memory_that_ends_says_so(
 
 @pytest.mark.usefixtures("machine")
 def test_what_is_no_plan_does_not_open() -> None:
-    with pytest.raises(BundleError, match="cannot open the plan: magic tag does not match"):
+    with pytest.raises(DeviceUnavailable, match="cannot open the plan: magic tag does not match"):
         open_engine(b"nonsense", runtime="tensorrt", device="cuda")
 
 
@@ -294,6 +294,29 @@ def test_two_that_keep_the_same_plan_at_once_do_not_mix(
     kept = json.loads(record.read_text())["sha256"]
     assert plan_for(bundle, bundle.manifest.engines[1], "cuda").content == made.content + b"."
     assert (cache / f"{kept}.plan").is_file()
+
+
+def test_a_plan_that_is_built_anew_takes_the_old_ones_place(
+    tiny_bundle: Path, machine: Machine, cache: Path
+) -> None:
+    bundle = Bundle.open(with_engine(tiny_bundle))
+    made = plan_for(bundle, bundle.manifest.engines[1], "cuda")
+    for number in range(3):
+        Plan(made.content + bytes([number]), False, made.blueprint).keep()
+    (plan,) = cache.glob("*.plan")
+    assert plan.read_bytes() == made.content + bytes([2])
+
+
+def test_a_gpu_without_memory_for_another_thread_says_so(
+    tiny_bundle: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor.load(with_engine(tiny_bundle), "cuda")
+    monkeypatch.setattr(fake_gpu.FakeContext, "execute_async_v3", lambda self, stream: False)
+    with pytest.raises(BundleError, match="the network failed in tensorrt"):
+        predictor.predict(np.zeros((40, 60, 3), np.uint8))
+    monkeypatch.setattr(fake_gpu.FakeEngine, "create_execution_context", lambda self, strategy: None)
+    with pytest.raises(MemoryError, match="tensorrt has no memory for another thread"):
+        Predictor.load(with_engine(tiny_bundle), "cuda").predict(np.zeros((40, 60, 3), np.uint8))
 
 
 def test_a_cache_that_cannot_be_written_is_said_with_a_cure(

@@ -15,7 +15,7 @@ from reference.quality import reliability as slow_reliability
 
 from samdistill import quality
 from samdistill.calibration import BINS, Reliability, calibrated
-from samdistill.export.fit_calibration import MOST_PIXELS, Pixels, fit_calibration, temperature_of
+from samdistill.export.fit_calibration import MOST_PIXELS, Drawn, Pixels, fit_calibration, temperature_of
 from samdistill.export.fit_rules import bounds, fit_best, fit_ridge, folds, out_of_fold, value_of
 from samdistill.geometry import sigmoid
 from samdistill.manifest_quality import ClassRange, LinearRule, QualityRule, Reference, ScoreRule
@@ -67,7 +67,8 @@ def test_the_temperature_that_made_the_labels_is_found(temperature: float) -> No
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 4, (4, 20_000)).astype(np.float32)
     truth = rng.random(logits.shape) < sigmoid(logits / np.float32(temperature))
-    found = temperature_of(list(sigmoid(logits)), list(truth))
+    weights = np.full(logits.shape[1], 1 / logits.shape[1])
+    found = temperature_of([Drawn(p, y, weights) for p, y in zip(sigmoid(logits), truth, strict=True)])
     assert found == pytest.approx(temperature, rel=0.03)
 
 
@@ -97,15 +98,35 @@ def test_a_class_without_a_foreground_pixel_keeps_its_probabilities_and_says_so(
     assert notes == ["lesion is nowhere in the validation masks, so its probabilities are not calibrated"]
 
 
-def test_a_large_image_is_seen_in_all_its_columns() -> None:
-    """A lesion of 2 % of the image between two multiples of 50: 1000 x 1000 px are 50 times the most."""
-    truth = np.zeros((1, 1000, 1000), np.bool_)
-    truth[:, 200:700, 405:445] = True
+def test_a_large_image_is_seen_in_all_its_columns_and_its_small_lesion_whole() -> None:
+    """One of 2 % of the image between two multiples of 50, and one of 100 px: 1000 x 1000 px are 50 draws."""
+    truth = np.zeros((2, 1000, 1000), np.bool_)
+    truth[0, 200:700, 405:445] = True
+    truth[1, 200:210, 405:415] = True
     pixels = Pixels()
     pixels.add(truth.astype(np.float32), truth, np.zeros((1000, 1000), np.bool_))
-    assert pixels.truths[0].shape == (1, MOST_PIXELS)
-    assert pixels.truths[0].mean() == pytest.approx(0.02, rel=0.2)
-    np.testing.assert_array_equal(pixels.maps[0] > 0.5, pixels.truths[0])
+    (large, small), _ = pixels.images[0], fit_calibration(pixels, ["large", "small"])
+    assert large.truth.sum() == MOST_PIXELS
+    assert small.truth.sum() == 100
+    for drawn, share in ((large, 0.02), (small, 0.0001)):
+        assert len(drawn.truth) == drawn.truth.sum() + MOST_PIXELS
+        assert drawn.weights[drawn.truth].sum() == pytest.approx(share)
+        assert drawn.weights.sum() == pytest.approx(1)
+        np.testing.assert_array_equal(drawn.probabilities > 0.5, drawn.truth)
+
+
+def test_pixels_that_are_drawn_tell_the_temperature_of_all() -> None:
+    rng = np.random.default_rng(4)
+    logits = rng.normal(-6, 2, (1, 500, 500)).astype(np.float32)
+    truth = rng.random(logits.shape) < sigmoid(logits / np.float32(2))
+    every, drawn, nothing = Pixels(), Pixels(), np.zeros((500, 500), np.bool_)
+    drawn.add(sigmoid(logits), truth, nothing)
+    every.images.append([Drawn(sigmoid(logits).ravel(), truth.ravel(), np.full(250_000, 1 / 250_000))])
+    one, other = (fit_calibration(pixels, ["a"])[0] for pixels in (every, drawn))
+    assert len(drawn.images[0][0].truth) < 50_000
+    assert other.temperatures[0] == pytest.approx(one.temperatures[0], rel=0.02)
+    assert other.nll_after[0] == pytest.approx(one.nll_after[0], rel=0.02)
+    assert other.ece_before[0] == pytest.approx(one.ece_before[0], rel=0.05)
 
 
 @given(PICTURES)

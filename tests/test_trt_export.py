@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from samdistill.io.dataset import Case, open_dataset
 from samdistill.phantoms.folder import write
 from samdistill.plans import is_kept, plans_folder
 from samdistill.predictor import Predictor
-from samdistill.profiles import profiles
+from samdistill.profiles import check_points, profiles
+from samdistill.prompts import PromptConfig
 from samdistill.runtime import Network, tensorrt
 from samdistill.runtime.cuda import find_gpu, nvidia_driver
 from samdistill.teacher import Teacher, load_teacher
@@ -167,7 +169,7 @@ def test_weights_beside_a_graph_are_read_and_a_broken_graph_is_told(
         with pytest.raises(BundleError, match=words):
             tensorrt.build("tensorrt-rtx", Network(content, data, "fp32"), shapes, generations=("ada",))
     wrong = profiles("student", size=64, teacher=None)
-    with pytest.raises(BundleError, match="cannot build the network: "):
+    with pytest.raises(DeviceUnavailable, match="cannot build the network: "):
         tensorrt.build("tensorrt-rtx", network, wrong, generations=("ada",))
 
 
@@ -256,7 +258,7 @@ def test_a_graph_that_the_library_cannot_build_stays_out_and_the_rest_is_publish
     """As fp32 matrix products for Turing, which TensorRT-RTX does not know."""
 
     def build(*arguments: Any, **options: Any) -> Any:
-        raise BundleError("tensorrt-rtx 1.7 cannot build the network: FP32 GEMM is not supported.")
+        raise DeviceUnavailable("tensorrt-rtx 1.7 cannot build the network: FP32 GEMM is not supported.")
 
     monkeypatch.setattr(plans, "build", build)
     told = Told()
@@ -264,6 +266,27 @@ def test_a_graph_that_the_library_cannot_build_stays_out_and_the_rest_is_publish
     made = publish(source(), cases, tmp_path / "bundle", engines=engines, progress=told)
     assert [engine.runtime for engine in Bundle.open(made.path).manifest.engines] == ["onnxruntime"]
     assert any("student fp32 stays out: tensorrt-rtx 1.7 cannot build" in line for line in told.lines)
+
+
+def test_an_engine_that_overflows_on_the_gpu_alone_stays_out_and_the_rest_is_published(
+    cases: list[Case], tmp_path: Path, machine: tuple[FakeCuda, FakeTensorRt]
+) -> None:
+    machine[1].wrong = float("nan")
+    told = Told()
+    engines = Engines(planned=wanted("standard"))
+    made = publish(source(), cases, tmp_path / "bundle", engines=engines, progress=told)
+    assert [engine.runtime for engine in Bundle.open(made.path).manifest.engines] == ["onnxruntime"]
+    assert any("student fp32 in tensorrt" in line and "stays out" in line for line in told.lines)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "classes"),
+    [(PromptConfig(count=65), 1), (PromptConfig(points="centre", negatives=True), 65)],
+)
+def test_prompts_of_more_points_than_plans_take_are_refused(prompts: PromptConfig, classes: int) -> None:
+    check_points(replace(prompts, count=64), classes - 1)
+    with pytest.raises(UsageError, match="at most 64 points a set for TensorRT, not 65"):
+        check_points(prompts, classes)
 
 
 # --- which library, and what is missing

@@ -92,12 +92,13 @@ def export(
             include_images=include_images,
             progress=progress,
         )
-    served = [] if triton is None else write_repository(made.path, triton, expect_sha256=made.sha256)
     if json:
         import json as json_
 
         plain = {"path": str(made.path), "sha256": made.sha256, "bytes": made.bytes}
         print(json_.dumps({**plain, "parity": [report.to_dict() for report in made.parity]}))
+        if triton is not None:
+            write_repository(made.path, triton, expect_sha256=made.sha256)
         return
     print(f"{made.path}: {made.bytes / 1e6:.1f} MB, sha256 {made.sha256}")
     for report in made.parity:
@@ -110,10 +111,11 @@ def export(
             f"{report.model} {report.precision} in {report.runtime}: {judged} on {report.images} "
             f"validation images, mean mask Dice {report.mean_dice:.5f} (worst {report.worst_dice:.5f})"
         )
-    if triton is not None:
-        print(f"{triton}: Triton models {', '.join(served)}")
     for engine in made.unverified:
         print(
             f"{engine.model} {engine.precision} in {engine.runtime} for {', '.join(engine.plan_gpus)}: "
             "unverified, since no such GPU is here; `samdistill verify --device cuda` proves it where one is"
         )
+    if triton is not None:  # the bundle is there, and told, whatever becomes of these
+        served = write_repository(made.path, triton, expect_sha256=made.sha256)
+        print(f"{triton}: Triton models {', '.join(served)}")

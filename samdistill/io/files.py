@@ -31,7 +31,7 @@ def atomic_write(path: Path, *, settle_folder: bool = True) -> Iterator[Path]:
         Flush the folder's entry too, so that a power cut cannot take the name back. Whoever writes many files
         calls `sync_folder` once for all.
     """
-    temporary = _temporary(path)
+    temporary = hidden_beside(path)
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -45,7 +45,7 @@ def atomic_write(path: Path, *, settle_folder: bool = True) -> Iterator[Path]:
 
 def write_bytes(path: Path, content: bytes, *, settle_folder: bool = True) -> None:
     """Write a whole file atomically; see `atomic_write`."""
-    temporary = _temporary(path)
+    temporary = hidden_beside(path)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -84,7 +84,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} must be a new or empty folder. Remove it or name another.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = hidden_beside(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -97,6 +97,29 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync_folder(path.parent)
+
+
+def check_folder_place(path: Path) -> None:
+    """Refuse a place where `atomic_folder` could not put a finished folder, before the work is done.
+
+    Raises
+    ------
+    UsageError
+        When it is a mount point, which cannot be renamed onto, or nothing can be written beside it.
+    """
+    if os.path.ismount(path):
+        raise UsageError(
+            f"{path} must be no mount point: what is finished is renamed into place. Name one inside it."
+        )
+    probe = hidden_beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise UsageError(
+            f"{path.parent} must allow writing, since {path.name} is made beside its place: {error.strerror}."
+        ) from error
 
 
 @contextmanager
@@ -175,8 +198,9 @@ _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp(\.\w+)?")  # or put be
 _LONGEST = 255 - len("..12345678.tmp")  # bytes of a name that leave room for a temporary one
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{_fitting(path.name)}.{secrets.token_hex(4)}.tmp")
+def hidden_beside(path: Path, end: str = "tmp") -> Path:
+    """A new hidden name in the same folder, never too long for it."""
+    return path.with_name(f".{_fitting(path.name)}.{secrets.token_hex(4)}.{end}")
 
 
 def _fitting(name: str) -> str:

@@ -177,9 +177,11 @@ def is_installed(runtime: str) -> bool:
 def load_error(runtime: str) -> str | None:
     """Why a runtime's library does not load, for want of a file of the system's say; None where it does."""
     try:
-        importlib.import_module(PACKAGES[runtime])
+        found = importlib.import_module(PACKAGES[runtime])
     except (ImportError, OSError) as error:
         return str(error)
+    if found.__file__ is None:  # a folder with what an uninstalled wheel left
+        return f"{PACKAGES[runtime]} has lost its files to another wheel's uninstallation; install it anew"
     return None
 
 

@@ -51,10 +51,13 @@ def _library() -> Any:
         )
     try:
         import onnxruntime
-    except ImportError as error:
+
+        onnxruntime.InferenceSession  # noqa: B018  # gone where one of two wheels was uninstalled over the other
+    except (ImportError, AttributeError) as error:
         raise DeviceUnavailable(
-            f"onnxruntime must be installed to open a bundle ({error}). "
-            "Run: pip install 'samdistill[cpu]', or 'samdistill[gpu]' beside an NVIDIA GPU."
+            f"onnxruntime must be installed, and whole, to open a bundle ({error}). Run: "
+            f"pip uninstall -y {' '.join(WHEELS)}, then pip install 'samdistill[cpu]', or 'samdistill[gpu]' "
+            "beside an NVIDIA GPU."
         ) from error
     return onnxruntime
 

@@ -118,9 +118,10 @@ def build(
     Raises
     ------
     DeviceUnavailable
-        When the library is not installed, or there is no GPU where one is needed.
+        When the library is not installed, there is no GPU where one is needed, or the library cannot build
+        this graph for it.
     BundleError
-        When the library cannot read or build the graph, or its weights lie in other files than its data.
+        When the library cannot read the graph, or its weights lie in other files than its data.
     """
     library = _library(runtime)
     network.check_weights()
@@ -151,7 +152,7 @@ def build(
         config.set_timing_cache(cache, ignore_mismatch=False)
     plan = builder.build_serialized_network(definition, config)
     if plan is None:
-        raise BundleError(f"{runtime} {library.__version__} cannot build the network: {log}.")
+        raise DeviceUnavailable(f"{runtime} {library.__version__} cannot build the network: {log}.")
     return bytes(plan), b"" if cache is None else bytes(cache.serialize())
 
 
@@ -182,9 +183,7 @@ class TensorRtEngine:
     Raises
     ------
     DeviceUnavailable
-        When the library, the driver or the GPU is not there.
-    BundleError
-        When the plan is not for this library or GPU.
+        When the library, the driver or the GPU is not there, or the plan is not for them.
     """
 
     def __init__(self, runtime: str, network: Network, device: Device) -> None:
@@ -199,7 +198,7 @@ class TensorRtEngine:
         self._loader = library.Runtime(self._log)
         self._plan = self._loader.deserialize_cuda_engine(network.content)
         if self._plan is None:
-            raise BundleError(f"{runtime} {library.__version__} cannot open the plan: {self._log}.")
+            raise DeviceUnavailable(f"{runtime} {library.__version__} cannot open the plan: {self._log}.")
         names = [self._plan.get_tensor_name(i) for i in range(self._plan.num_io_tensors)]
         is_input = {n: self._plan.get_tensor_mode(n) == library.TensorIOMode.INPUT for n in names}
         self.inputs: Mapping[str, TensorType] = {n: self._type(n) for n in names if is_input[n]}
@@ -238,6 +237,8 @@ class TensorRtEngine:
         except queue.Empty:
             strategy = self._library.ExecutionContextAllocationStrategy.USER_MANAGED
             context, stream = self._plan.create_execution_context(strategy), Stream()
+            if context is None:
+                raise MemoryError(f"{self.runtime} has no memory for another thread: {self._log}.") from None
         try:
             return self._compute(context, stream, profile, arrays)
         finally:
@@ -247,23 +248,25 @@ class TensorRtEngine:
         self, context: Any, stream: Stream, profile: int, arrays: Mapping[str, npt.NDArray[Any]]
     ) -> dict[str, npt.NDArray[Any]]:
         if context.active_optimization_profile != profile:
-            context.set_optimization_profile_async(profile, stream.handle)
+            self._require(context.set_optimization_profile_async(profile, stream.handle))
         for name, array in arrays.items():
-            if not context.set_input_shape(name, array.shape):
-                raise BundleError(f"the network failed in {self.runtime}: {self._log}.")
-            context.set_tensor_address(name, stream.send(name, array))
+            self._require(context.set_input_shape(name, array.shape))
+            self._require(context.set_tensor_address(name, stream.send(name, array)))
         size = context.update_device_memory_size_for_shapes()
         context.set_device_memory(stream.memory(_WORKSPACE, max(1, size)), size)
         answers = {}
         for name, type_ in self.outputs.items():
             answers[name] = answer = np.empty(tuple(context.get_tensor_shape(name)), type_.dtype)
-            context.set_tensor_address(name, stream.memory(name, max(1, answer.nbytes)))
-        if not context.execute_async_v3(stream.handle):
-            raise BundleError(f"the network failed in {self.runtime}: {self._log}.")
+            self._require(context.set_tensor_address(name, stream.memory(name, max(1, answer.nbytes))))
+        self._require(context.execute_async_v3(stream.handle))
         for name, answer in answers.items():
             stream.fetch(name, answer)
         stream.wait()
         return answers
+
+    def _require(self, done: bool) -> None:
+        if not done:
+            raise BundleError(f"the network failed in {self.runtime}: {self._log}.")
 
     def _profile_for(self, arrays: Mapping[str, npt.NDArray[Any]]) -> int:
         for number, bounds in enumerate(self._profiles):
@@ -274,7 +277,9 @@ class TensorRtEngine:
             ", ".join(f"{name} {low}..{high}" for name, (low, high) in bounds.items())
             for bounds in self._profiles
         )
-        raise UsageError(f"inputs in {self.runtime} must be {wanted}, not {shapes}. Use a smaller batch.")
+        raise UsageError(
+            f"inputs in {self.runtime} must be {wanted}, not {shapes}. Use a smaller batch, or fewer points."
+        )
 
 
 def _within(shape: tuple[int, ...], least: tuple[int, ...], largest: tuple[int, ...]) -> bool:
