@@ -107,6 +107,24 @@ def test_values_without_a_window_stay_as_deep_as_they_are(tmp_path: Path) -> Non
     np.testing.assert_array_equal(shown(dicoms.write(tmp_path / "f.dcm", flat)), flat)
 
 
+@pytest.mark.parametrize(("bits", "dtype"), [(1, np.uint8), (6, np.uint8), (6, np.uint16)])
+def test_values_of_fewer_than_8_bits_are_shown_from_black_to_white(
+    tmp_path: Path, bits: int, dtype: type
+) -> None:
+    most = (1 << bits) - 1
+    values = RNG.integers(0, most + 1, (8, 9)).astype(dtype)
+    wanted = np.rint(values / most * 255)
+    path = dicoms.write(tmp_path / "a.dcm", values, bits=bits)
+    np.testing.assert_array_equal(shown(path), wanted)
+    np.testing.assert_array_equal(read(path), values, err_msg="measured they are what they are")
+    turned = dicoms.write(tmp_path / "b.dcm", most - values, bits=bits, photometric="MONOCHROME1")
+    np.testing.assert_array_equal(shown(turned), wanted)
+    window = {"VOILUTFunction": "LINEAR_EXACT", "WindowCenter": 127.5, "WindowWidth": 255}
+    np.testing.assert_array_equal(
+        shown(dicoms.write(tmp_path / "c.dcm", values, bits=bits, **window)), values, err_msg="as it says"
+    )
+
+
 @pytest.mark.parametrize("window", [{}, {"WindowCenter": 2000, "WindowWidth": 900}])
 @pytest.mark.parametrize("rescale", [{}, {"RescaleSlope": 0.5, "RescaleIntercept": -100}])
 def test_monochrome_twins_are_equal_measured_and_shown(tmp_path: Path, window: Any, rescale: Any) -> None:
@@ -262,6 +280,13 @@ def bad_files(folder: Path) -> dict[str, tuple[bytes, str]]:
         return buffer.getvalue()
 
     good = changed()
+    private = good.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.113619.5.99\0")
+    packed = dicoms.dataset(pixels)
+    packed.compress(RLELossless)
+    del packed.BitsAllocated
+    packed["PixelData"].VR = "OB"
+    buffer = io.BytesIO()
+    packed.save_as(buffer, enforce_file_format=True)
     start = good.index(b"DICM") + 4
     start += 12 + struct.unpack_from("<I", good, start + 8)[0]
     meta = good[: good.index(b"DICM") + 4]
@@ -281,6 +306,8 @@ def bad_files(folder: Path) -> dict[str, tuple[bytes, str]]:
         "none": (changed(Rows=0), "must hold an image"),
         "colours": (changed(PhotometricInterpretation="CIELAB"), "photometric interpretation"),
         "samples": (changed(SamplesPerPixel=4), "photometric interpretation"),
+        "private": (private, "transfer syntax is damaged or not known"),
+        "packed without bits": (buffer.getvalue(), "header is damaged or not known"),
         "deflated": (broken, "none or damaged"),
         "meta without end": (
             meta + element + struct.pack("<HH2sHI", 2, 0x102, b"OB", 0, 2**32 - 1) + body,
@@ -300,6 +327,7 @@ def test_bombs_and_damage_are_refused_without_a_name(tmp_path: Path, monkeypatch
             stack = open_stack(path, content or None)
             for index in range(len(stack)):
                 stack.image(index)
+        assert str(caught.value).startswith(str(path))
         assert "Doering" not in str(caught.value)
         assert "Janina" not in str(caught.value)
 

@@ -37,16 +37,30 @@ def group_sets(split: object) -> dict[str, set[str]]:
     return {name: {case.group for case in getattr(split, name)} for name in names}
 
 
-@pytest.mark.parametrize("told", [(), (0, 8), (1, 5)])
-def test_a_smaller_budgets_labels_are_among_a_larger_ones(told: tuple[int, ...]) -> None:
-    """With groups, too, of which a whole one joins the validation images that were told."""
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {0: "validation", 8: "validation"},
+        {1: "validation", 5: "validation"},
+        {0: "train", 8: "train"},
+        {1: "train", 5: "train"},
+        {1: "train", 5: "validation"},
+        {1: "train", 3: "train", 5: "test"},
+    ],
+)
+@pytest.mark.parametrize("fractions", [(0.8, 0.1, 0.1), (0.9, 0.1, 0.0), (0.5, 0.3, 0.2)])
+def test_a_smaller_budgets_labels_are_among_a_larger_ones(
+    told: dict[int, str], fractions: tuple[float, float, float]
+) -> None:
+    """With groups, too, of which a whole one joins the validation images that were told or drawn."""
     sizes = [9, 7, 4, 1, 7, 3, 2, 7, 7]
-    parts = {f"{g:03}_{n:03}": "validation" for g in told for n in range(sizes[g])}
+    parts = {f"{g:03}_{n:03}": part for g, part in told.items() for n in range(sizes[g])}
     data = memory_dataset([(size, 0) for size in sizes], parts)
     for seed in range(20, 30):
         before: set[str] = set()
         for labels in range(4, 41):
-            split = make_split(data, seed=seed, labels=labels)
+            split = make_split(data, seed=seed, labels=labels, fractions=fractions)
             ids = {case.id for case in (*split.train_labelled, *split.validation)}
             assert before <= ids, (seed, labels)
             before = ids

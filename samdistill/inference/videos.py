@@ -59,6 +59,7 @@ def _segment(run: Run, job: Job) -> Outcome:
         )
     with timed(job, "read"):
         require_plain_file(path)
+        before = _state(path)
         job.record = unfinished(run, job, sha256_file(path))
     seen = _Seen(run)
     with ExitStack() as folders, closing(frames(path)) as stream:
@@ -76,6 +77,8 @@ def _segment(run: Run, job: Job) -> Outcome:
                     seen.add(frame, answer)
                     for key, place in places.items():
                         _write_frame(place, key, frame, answer, tables[key])
+        if _state(path) != before:  # or masks of one film would stand under the hash of another
+            raise InputRejected(f"{path} changed while it was read. Run again when nothing writes to it.")
     files = {
         file.relative_to(run.out).as_posix(): sha256_file(file)
         for folder in outputs.masks.values()
@@ -96,6 +99,12 @@ def _segment(run: Run, job: Job) -> Outcome:
     )
     record = replace(record, latency_ms=round(sum(job.timings_ms.values()), 3))
     return Outcome(job.number, record, None, "ok", job.timings_ms)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What of a file tells that it was written to."""
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
 
 
 def _chunks(stream: Iterator[Frame], job: Job) -> Iterator[list[Frame]]:

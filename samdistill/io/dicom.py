@@ -197,8 +197,8 @@ def _header(dataset: Dataset) -> tuple[tuple[int, int], int, int, str]:
 def _check_bits(path: Path, dataset: Dataset) -> None:
     """Refuse raw values that lie above the lowest bits, as files from before DICOM do; pydicom cuts them."""
     syntax = dataset.file_meta.TransferSyntaxUID
-    stored = int(dataset.BitsStored)
-    above = stored <= int(dataset.get("HighBit", stored - 1)) < int(dataset.BitsAllocated)
+    stored, allocated = int(dataset.BitsStored), int(dataset.BitsAllocated)
+    above = stored <= int(dataset.get("HighBit", stored - 1)) < allocated
     if above and (syntax == RLE or not syntax.is_encapsulated):
         raise InputRejected(
             f"{path} must have its values in the lowest bits (HighBit {stored - 1}), not up to bit "
@@ -220,6 +220,8 @@ def _find_frames(dataset: Dataset, count: int) -> None:
 def _decode(path: Path, dataset: Dataset, index: int, count: int) -> tuple[npt.NDArray[Any], str]:
     """Decode frame `index`: stored values (H, W) or RGB (H, W, 3), and what they stand for."""
     syntax = dataset.file_meta.TransferSyntaxUID
+    # Before anything else is asked of it: of a private one pydicom does not know whether it is compressed.
+    decoder = guarded(path, "its transfer syntax", lambda: get_decoder(syntax))
     (height, width), _, samples, _ = _header(dataset)
     if syntax.is_encapsulated:
         raw_bytes = height * width * samples * int(dataset.BitsAllocated) // 8
@@ -231,7 +233,6 @@ def _decode(path: Path, dataset: Dataset, index: int, count: int) -> tuple[npt.N
         )
         if problem is not None:
             raise InputRejected(f"{path} cannot be read: {problem}. Export it again.")
-    decoder = guarded(path, "its transfer syntax", lambda: get_decoder(syntax))
     plugin = _PLUGINS.get(str(syntax), "")
     values, about = guarded(
         path, "its pixel data", lambda: decoder.as_array(dataset, index=index, decoding_plugin=plugin)
@@ -278,6 +279,9 @@ def _grey(stored: npt.NDArray[Any], dataset: Dataset, index: int) -> Pixels:
     extremes = np.array([-(1 << (bits - 1)), (1 << (bits - 1)) - 1] if signed else [0, (1 << bits) - 1])
     values, ends = (_modality(some, dataset, index) for some in (stored, extremes))
     shown = _shown(values, dataset, index, signed=bool(ends.min() < 0))
+    if shown is None and bits < 8 and _dtype(values, extremes) is np.uint8:
+        # The rule "identity" would take them for 8 bits: 6 of them as a picture that is almost black.
+        shown = values / extremes[1]
     if inverted:
         # The sum of the two ends mirrors the range onto itself.
         values = ends.sum() - values.astype(ends.dtype)

@@ -179,8 +179,9 @@ def _source(path: Path, content: bytes | None) -> Source:
     try:
         if content is None:
             with path.open("rb") as file:
-                if file.read(len(GZIP)) != GZIP:
-                    return path
+                plain = file.read(len(GZIP)) != GZIP
+            if plain and not path.name.lower().endswith(".gz"):  # nibabel would unpack it by its name
+                return path
             content = read_content(path)
     except OSError as error:
         raise InputRejected(f"{path} cannot be read: {error.strerror}.") from error

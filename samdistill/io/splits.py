@@ -121,15 +121,17 @@ def make_split(
     share = of_fixed / available if fixed else fractions[1] / (fractions[0] + fractions[1])
     goal = max(math.ceil(round(share * wanted, 6)), min(4, wanted // 3), 1)
     if fixed:
-        validation = groups.draw([g for g in pool if g in fixed], goal, spare=0)
+        candidates, apart = [g for g in pool if g in fixed], True
     else:
         # Cases told to be trained on give up validation images only where there are no others.
         kept = groups.told("train")
         unsaid = [g for g in pool if g not in kept]
-        validation = groups.draw(unsaid or pool, goal, spare=0 if kept and unsaid else 1)
+        candidates, apart = unsaid or pool, bool(kept and unsaid)
+    validation = groups.draw(candidates, goal, spare=0 if apart else 1)
     rest = [g for g in pool if g not in validation and g not in fixed]
-    # What validation was to have, not what its last group brought: or a larger budget could train on fewer.
-    spent = min(goal, of_fixed) if fixed else groups.size(validation)
+    # Where training does not simply go on where validation ends: what validation was to have, not what its
+    # last group brought, or a larger budget could train on fewer.
+    spent = min(goal, groups.size(candidates)) if apart else groups.size(validation)
     train = groups.draw(rest, max(1, wanted - spent), spare=0)
     if not validation or not train:
         raise InputRejected(

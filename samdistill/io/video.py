@@ -28,9 +28,10 @@ MOST_PIXELS_A_BYTE = 1 << 19
 LEAST_PIXELS = 1 << 16  # that a frame counts as: the network's work is no less
 SPARE = 0.01  # of the frames that a header promises; some containers only estimate them
 _MPEG = (b"\0\0\1\xba", b"\0\0\1\xb3")  # streams that tell their length nowhere
+_EBML = b"\x1a\x45\xdf\xa3"  # Matroska and WebM
 _ASF = b"\x30\x26\xb2\x75"
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # its length in bytes stands 40 on
-_STARTS = (b"RIFF", b"\x1a\x45\xdf\xa3", *_MPEG, _ASF)
+_STARTS = (b"RIFF", _EBML, *_MPEG, _ASF)
 _LONGEST_TABLE = 1 << 24  # bytes; a film of days, each frame of another length, has less
 _ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")  # at byte 4 of MP4 and MOV
 
@@ -64,8 +65,7 @@ def tells_its_length(path: Path) -> bool:
 
     MPEG streams do not, nor do Matroska and MP4 files that were recorded as streams, as browsers do.
     """
-    with path.open("rb") as file:
-        start = file.read(4)
+    start = _start(path)
     if start in (*_MPEG, _ASF):
         return start == _ASF
     cv2 = _library()
@@ -108,10 +108,10 @@ def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
         if not capture.isOpened():
             raise InputRejected(f"{path} must be a video, and is none or damaged. Export it again.")
         size = tuple(int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
-        promised = min(capture.get(cv2.CAP_PROP_FRAME_COUNT), shown)
+        promised, rate = min(capture.get(cv2.CAP_PROP_FRAME_COUNT), shown), capture.get(cv2.CAP_PROP_FPS)
         check_sizes(path, (size[0], size[1]), 1, max_pixels, max_pixels)
         allowed = MAX_STACK_PIXELS + MOST_PIXELS_A_BYTE * path.stat().st_size
-        count, shape = 0, None
+        count, shape, time_ms = 0, None, 0.0
         while True:
             found, pixels = capture.read()
             if not found:
@@ -127,6 +127,10 @@ def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
             time_ms = float(capture.get(cv2.CAP_PROP_POS_MSEC))
             yield Frame(count, time_ms, np.ascontiguousarray(pixels[:, :, ::-1]))
             count += 1
+        if _start(path) == _EBML and rate > 0 and time_ms > 0:
+            # Matroska does not count its frames: OpenCV multiplies duration and rate, as if there were no
+            # pauses. At the rate that the frames came in there are fewer.
+            promised = min(promised, promised * 1000 * (count - 1) / (rate * time_ms))
         if count == 0 or promised - count > max(1.0, SPARE * promised):
             raise InputRejected(
                 f"{path} must have {max(promised, 1):.0f} frames, and only {count} can be read: it was cut "
@@ -136,6 +140,12 @@ def frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> Generator[Frame]:
         raise InputRejected(f"{path} cannot be read: it is damaged.") from error
     finally:
         capture.release()
+
+
+def _start(path: Path) -> bytes:
+    """The first bytes, which tell the container."""
+    with path.open("rb") as file:
+        return file.read(4)
 
 
 def _check_container(path: Path) -> float:
