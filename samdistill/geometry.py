@@ -101,6 +101,28 @@ def resize_masks(masks: Masks, size: tuple[int, int]) -> Masks:
     return resize_maps(masks.astype(np.float32), size) > 0.5
 
 
+def shrink_masks(masks: Masks, size: tuple[int, int]) -> Masks:
+    """Shrink masks for a picture, in which nothing of them may vanish; figures are not made of these.
+
+    As `resize_masks`, which loses what is less than a pixel wide; so where none of its foreground is near, a
+    pixel is foreground where any of those it covers is.
+
+    Parameters
+    ----------
+    masks
+        bool (C, H, W).
+    size
+        (height, width) wanted, no side larger than it is.
+    """
+    kept = resize_masks(masks, size)
+    rows, columns = (np.arange(new) * old // new for new, old in zip(size, masks.shape[1:], strict=True))
+    touched = np.logical_or.reduceat(np.logical_or.reduceat(masks, rows, axis=1), columns, axis=2)
+    framed = np.pad(kept, ((0, 0), (1, 1), (1, 1)))
+    near = np.lib.stride_tricks.sliding_window_view(framed, (3, 3), axis=(1, 2)).any(axis=(3, 4))
+    shrunk: Masks = kept | (touched & ~near)
+    return shrunk
+
+
 def resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
     """Resize int32 (H, W) labels by nearest pixel centre, which invents no label."""
     if labels.shape == tuple(size):

@@ -181,6 +181,31 @@ def test_a_missing_library_of_no_extra_is_named(run, monkeypatch: pytest.MonkeyP
     assert "pip install onnx_ir." in one_line(err)
 
 
+@pytest.mark.parametrize("words", [("doctor",), ("demo", "d")])
+def test_an_interruption_is_told_once_and_ends_with_130(
+    run,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("samdistill.doctor.examine", interrupted)
+    monkeypatch.setattr("samdistill.phantoms.folder.write", interrupted)  # the demo's first command
+    code, _, err = run(*words)
+    assert code == 130
+    assert [line for line in err.splitlines() if line] == ["samdistill: interrupted."]
+
+
+def test_a_file_where_phantoms_need_a_folder_is_named(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "file").touch()
+    code, _, err = run("phantoms", tmp_path / "file" / "data", "--count", 1)
+    assert code == 2
+    assert f"{tmp_path / 'file'} must be a folder to make" in err and "Errno" not in err
+
+
 def test_a_demo_that_is_interrupted_runs_no_further_command(
     run,  # type: ignore[no-untyped-def]
     tmp_path: Path,

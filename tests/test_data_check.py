@@ -165,6 +165,14 @@ def test_the_command_prints_tables_and_exits_0(folder: Path) -> None:
         assert text in result.stdout
 
 
+def test_a_narrow_terminal_cuts_no_number(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "28")
+    result = CliRunner().invoke(app, ["check", str(folder)])
+    for each in check_data(folder).classes:
+        for text in (each.name, f"{each.prevalence:.2%}", f"{each.smallest_px} px"):
+            assert text in result.stdout
+
+
 def test_with_json_standard_output_is_one_object(folder: Path) -> None:
     result = CliRunner().invoke(app, ["check", str(folder), "--json"])
     assert result.exit_code == 0

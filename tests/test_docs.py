@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
+import itertools
 import re
 import typing
 from pathlib import Path
@@ -60,6 +61,21 @@ def test_commands_are_as_told(page: Path) -> None:
         name = next((one for one in (" ".join(words[:2]), words[0]) if one in COMMANDS), None)
         assert name is not None, line
         assert set(re.findall(r"(--[a-z][\w-]*)", " ".join(words))) <= COMMANDS[name], line
+
+
+def test_the_commands_of_the_first_page_work_one_after_the_other() -> None:
+    """No two write into one folder, and what is reported has been drawn."""
+    text = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^samdistill (.+)$", text.split("## Use it")[1].split("## ")[0], re.MULTILINE)
+    written: dict[str, list[str]] = {}
+    for words in (line.split("#")[0].split() for line in lines):
+        if words[0] == "report":
+            assert "--overlay" in written[words[1]]
+        out = words[1] if words[0] == "phantoms" else dict(itertools.pairwise(words)).get("--out")
+        if out is not None:
+            assert out not in written or "--resume" in words, words
+            assert words[0] != "phantoms" or all(out not in one for one in written.values())
+            written[out] = words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from samdistill.cli import app
 from samdistill.io.files import sha256_file
 
 TINY = Path(__file__).parent / "golden" / "tiny_bundle"  # finds red and bright pixels, 64 px
@@ -229,10 +232,41 @@ def test_a_mask_without_a_pixel_that_counts_has_a_report_all_the_same(tmp_path: 
     assert (done.returncode, page.is_file()) == (0, True), done.stderr
 
 
-def test_a_report_that_cannot_be_written_takes_no_figures_with_it(data: Path) -> None:
-    done = samdistill("evaluate", TINY, data, "--json", "--report", data)
-    assert done.returncode == 2
-    assert "Is a directory" in done.stderr
+def test_a_report_that_has_no_place_or_no_run_is_refused_before_the_work(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.html").write_text("mine")
+    for path in (data, tmp_path / "thesis.html", tmp_path / "thesis.html" / "report.html"):
+        for words in (("evaluate", TINY, data, "--json", "--report"), ("report", data, "--out")):
+            done = samdistill(*words, path)
+            assert (done.returncode, done.stdout) == (2, ""), done.stderr
+            assert "must be" in done.stderr and done.stderr.count("\n") == 1
+    assert (tmp_path / "thesis.html").read_text() == "mine"
+    page = tmp_path / "report.html"
+    done = samdistill("evaluate", TINY, data, "--json", "--report", page, "--run", data)
+    assert (done.returncode, done.stdout) == (4, "") and "run.json" in done.stderr
+
+
+def test_a_report_that_cannot_be_written_after_all_takes_no_figures_with_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("samdistill.report.document.write_bytes", full)
+    words = ["evaluate", TINY, data, "--json", "--report", tmp_path / "report.html"]
+    monkeypatch.setattr(sys, "argv", ["samdistill", *map(str, words)])
+    with pytest.raises(SystemExit, match="2"):
+        app.main()
+    out, err = capsys.readouterr()
+    assert "No space left on device" in err
+    assert json.loads(out)["data"]["evaluated"] == 3
+
+
+def test_whoever_closes_standard_error_gets_the_results_alone(data: Path) -> None:
+    command = [sys.executable, "-m", "samdistill", "evaluate", str(TINY), str(data), "--json"]
+    done = subprocess.run(
+        ["sh", "-c", '"$@" 2>&-', "sh", *command], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0
     assert json.loads(done.stdout)["data"]["evaluated"] == 3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 from test_evaluation import NOTHING, OTHER, SQUARE, Painter, write_case
 
+from samdistill.errors import UsageError
 from samdistill.evaluation import evaluate
+from samdistill.geometry import resize_masks
 from samdistill.io.dataset import open_dataset
 from samdistill.report.charts import Series, histogram, line_chart
+from samdistill.report.contours import path_data
 from samdistill.report.document import Section, escape, facts, paragraph, table, write_report
 from samdistill.report.gallery import PREDICTION, TRUTH, Case, draw_picture, gallery
 from samdistill.report.pages import evaluation_sections, examples, facts_section, learning_curves
@@ -134,6 +138,29 @@ def test_an_older_report_is_replaced_whole_and_nothing_else_is_left(tmp_path: Pa
     assert [one.name for one in path.parent.iterdir()] == ["report.html"]
 
 
+@pytest.mark.parametrize("there", ["somebody's", "folder", "fifo", "link", "file/report.html"])
+def test_what_is_no_report_is_not_replaced_by_one(tmp_path: Path, there: str) -> None:
+    path = tmp_path / there
+    if there == "folder":
+        path.mkdir()
+    elif there == "fifo":
+        os.mkfifo(path)
+    elif there == "link":
+        path.symlink_to(os.devnull)
+    else:
+        (tmp_path / Path(there).parts[0]).write_text("<html>mine</html>")
+    before = [(one.name, one.lstat()) for one in tmp_path.iterdir()]
+    with pytest.raises(UsageError, match="must be"):
+        write_report(path, "T", [])
+    assert [(one.name, one.lstat()) for one in tmp_path.iterdir()] == before
+
+
+def test_an_empty_file_becomes_the_report(tmp_path: Path) -> None:
+    (tmp_path / "report.html").touch()
+    write_report(tmp_path / "report.html", "T", [])
+    assert "<title>T</title>" in (tmp_path / "report.html").read_text()
+
+
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.html", "b.html"):
         write_report(tmp_path / name, "T", [gallery("C", [entry("x", 0.5)], class_names=["a"])])
@@ -146,6 +173,28 @@ def test_large_images_shrink_and_small_ones_stay() -> None:
     assert 'd="M0 0H800V400H0Z"' in large.layers[TRUTH] and "stroke-dasharray" in large.layers[TRUTH]
     small = draw_picture(np.zeros((24, 32, 3), np.uint8), {PREDICTION: np.zeros((1, 24, 32), bool)})
     assert small.image.shape == (24, 32, 3) and small.layers[PREDICTION] == ""
+
+
+def test_where_a_picture_shrinks_nothing_of_a_mask_vanishes_and_large_outlines_stay_exact() -> None:
+    small, thin, disc = np.zeros((3, 2000, 2000), bool)
+    small[1801:1803, 105:107] = True
+    thin[:, 700] = True
+    y, x = np.ogrid[:2000, :2000]
+    disc |= (y - 900) ** 2 + (x - 900) ** 2 < 500**2
+    image = np.zeros((2000, 2000, 3), np.uint8)
+    layers = {
+        "small": small[None],
+        "thin": thin[None],
+        "all": (disc | small | thin)[None],
+        "disc": disc[None],
+    }
+    drawn = draw_picture(image, layers, longest=500).layers
+    assert 'd="M26 450H27V451H26Z"' in drawn["small"] and 'd="M175 0H176V500H175Z"' in drawn["thin"]
+    assert "M26 450H27V451H26Z" in drawn["all"] and "M175 0H176V" in drawn["all"]
+    assert drawn["disc"] == "".join(
+        f'<path {look} d="{path_data(resize_masks(disc[None], (500, 500))[0])}"/>'
+        for look in ('class="rim"', 'style="stroke:rgb(86, 180, 233)"')
+    )
 
 
 def test_tables_and_facts_hold_what_they_were_given() -> None:

@@ -96,11 +96,20 @@ def test_a_report_of_an_earlier_run_does_not_stay_beside_new_masks(tiny_bundle: 
     segment(tiny_bundle, picture, page.parent)
     assert report(page.parent, "--images", picture.parent).returncode == 0
     assert page.is_file()
+    made = page.read_text()
+    segment(tiny_bundle, picture, page.parent, resume=True)  # all is kept
+    assert page.is_file()
     segment(tiny_bundle, picture, page.parent)
     assert not page.exists()
-    page.write_text("<html>somebody's own</html>")
-    segment(tiny_bundle, picture, page.parent)
-    assert page.is_file()
+    for other in ("<html>somebody's own</html>", made.replace("<title>Segmentation of ", "<title>Run ")):
+        page.write_text(other)
+        segment(tiny_bundle, picture, page.parent)
+        assert page.is_file()
+    elsewhere = tmp_path / "elsewhere" / "report.html"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(made)
+    segment(tiny_bundle, picture, elsewhere.parent)  # nothing lay there that it could be of
+    assert elsewhere.is_file()
 
 
 def test_images_may_be_links_or_lie_in_a_data_folder(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -119,18 +128,93 @@ def test_images_may_be_links_or_lie_in_a_data_folder(tiny_bundle: Path, tmp_path
         folder_sections(tmp_path / "out", link.parent)
 
 
+@pytest.mark.parametrize("with_images", [True, False])
 @pytest.mark.parametrize("changed", ["a.png", "overlays/a.png"])
 def test_a_mask_or_overlay_changed_since_is_not_shown_beside_the_figures_of_the_old(
-    tiny_bundle: Path, tmp_path: Path, changed: str
+    tiny_bundle: Path, tmp_path: Path, changed: str, with_images: bool
 ) -> None:
     picture, out = save(tmp_path / "in" / "a.png", colours()), tmp_path / "out"
     segment(tiny_bundle, picture.parent, out, overlay=True)
-    images = None if changed.startswith("overlays") else picture.parent
+    images = picture.parent if with_images else None
     assert folder_sections(out, images)
     with PillowImage.open(out / changed) as was:
         PillowImage.new(was.mode, was.size).save(out / changed)
     with pytest.raises(InputRejected, match="must be what infer wrote, and was changed since"):
         folder_sections(out, images)
+
+
+def test_images_are_compared_also_where_overlays_are_shown(tiny_bundle: Path, tmp_path: Path) -> None:
+    """As they are wherever the teacher was asked."""
+    picture, out = save(tmp_path / "in" / "a.png", colours()), tmp_path / "out"
+    segment(tiny_bundle, picture.parent, out, overlay=True)
+    edit(out, {"refined": {"red": {"teacher": 1}}})
+    assert folder_sections(out, picture.parent)
+    save(picture, colours(seed=5))
+    with pytest.raises(InputRejected, match="is another by now"):
+        folder_sections(out, picture.parent)
+    picture.unlink()
+    with pytest.raises(InputRejected, match="is missing"):
+        folder_sections(out, picture.parent)
+    with pytest.raises(InputRejected, match="is no folder"):
+        folder_sections(out, tmp_path / "nowhere")
+
+
+def edit(out: Path, values: dict[str, Any]) -> None:
+    """Change the last record of a run."""
+    *others, last = (out / "results.jsonl").read_text().splitlines()
+    (out / "results.jsonl").write_text("\n".join([*others, json.dumps({**json.loads(last), **values})]))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"status": "fine"},
+        {"input": ["a.png"]},
+        {"latency_ms": "x"},
+        {"latency_ms": float("nan")},
+        {"latency_ms": 10**400},
+        {"quality": 5},
+        {"quality": {"flag": "review", "score": "low"}},
+        {"quality": {"flag": "review", "score": None, "reasons": "score"}},
+        {"classes": {"red": {"max_probability": 0.5}, "bright": {"max_probability": 0.5}}},
+        {"classes": {"red": {"area_px": 1, "max_probability": 0.5}}},
+        {"masks": {"green": "a.png"}},
+        {"routed": 3},
+        {"routed": {"refined": 1, "why": ["gain"]}},
+        {"files": ["a.png"]},
+        {"images": -1},
+    ],
+    ids=lambda values: str(values)[:60],
+)
+def test_a_record_that_infer_did_not_write_is_refused_by_its_line(
+    tiny_bundle: Path, tmp_path: Path, values: dict[str, Any]
+) -> None:
+    out = tmp_path / "out"
+    for name in ("a.png", "b.png"):
+        save(tmp_path / "in" / name, colours())
+    segment(tiny_bundle, tmp_path / "in", out, overlay=True)
+    edit(out, values)
+    with pytest.raises(InputRejected, match="in line 2"):
+        folder_sections(out)
+
+
+def test_results_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputRejected, match="is damaged"):
+        folder_sections(tmp_path)
+
+
+def test_of_several_images_a_case_says_which_is_shown_and_which_was_judged(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    folder, out = inputs(tmp_path / "in"), tmp_path / "out"
+    segment(tiny_bundle, folder / "volume.nii.gz", out, overlay=True)
+    flags = {"reject": 2, "review": 1}
+    edit(out, {"quality": {"flag": "reject", "score": 0.2, "reasons": [], "image": 0, "flags": flags}})
+    for images, shown_ in ((folder, "image 1"), (None, "where most was found")):
+        cases = {section.title: section.body for section in folder_sections(out, images)}["Cases"]
+        told = f"3 images · shown: {shown_} · worst: image 0, reject · 2 reject, 1 review"
+        assert told in cases.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_of_a_run_that_was_shared_out_the_report_says_how_to_get_its_list(

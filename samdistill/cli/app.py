@@ -8,9 +8,11 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from samdistill._version import __version__
 from samdistill.cli import (
@@ -31,8 +33,22 @@ from samdistill.cli import (
 )
 from samdistill.errors import DeviceUnavailable, SamdistillError, UsageError
 
+
+class _Commands(TyperGroup):
+    """Says that a command was interrupted, since Typer ends with 130 without a word."""
+
+    def invoke(self, ctx: Any) -> Any:  # its class is no public name of Typer's
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            if ctx.invoked_subcommand != "infer":  # which has said how far it came
+                print("samdistill: interrupted.", file=sys.stderr)
+            raise
+
+
 app = typer.Typer(
     name="samdistill",
+    cls=_Commands,
     help="Few labels in, a small deployable segmenter out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -101,6 +117,10 @@ def main() -> None:
     SAMDISTILL_DEBUG=1 lets the traceback through.
     """
     debug = os.environ.get("SAMDISTILL_DEBUG") == "1"
+    for stream in ("stdout", "stderr"):
+        # Closed by the caller (2>&-): Python has None then, and would print messages among the results.
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # names need not be text, nor fit the terminal's letters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 SHOWN = 50
+WIDEST = 1000  # characters that a table may want
 
 
 @app.callback()
@@ -70,17 +71,28 @@ def _show(report: DataReport) -> None:
     facts.add_row("alike", f"{len(report.near_duplicates)} near-duplicate pair(s) across groups")
     console.print(facts)
     if report.classes:
-        table = Table("id", "class", "images", "of pixels", "where present", "smallest", title_justify="left")
-        for number, each in enumerate(report.classes, start=1):
-            present = "-" if not each.images else f"{each.prevalence_present:.2%}"
-            table.add_row(
+        headers = ("id", "class", "images", "of pixels", "where present", "smallest")
+        rows = [
+            (
                 str(number),
                 escape(each.name),
                 str(each.images),
                 f"{each.prevalence:.2%}",
-                present,
+                "-" if not each.images else f"{each.prevalence_present:.2%}",
                 f"{each.smallest_px} px",
             )
+            for number, each in enumerate(report.classes, start=1)
+        ]
+        table = Table(*headers)
+        for row in rows:
+            table.add_row(*row)
+        if console.measure(table, options=console.options.update(width=WIDEST)).maximum > console.width:
+            table = Table(show_header=False, box=None, pad_edge=False)  # else numbers would be cut
+            table.add_column()
+            table.add_column(overflow="fold")
+            for row in rows:
+                for header, cell in zip(headers, row, strict=True):
+                    table.add_row(header, cell)
         console.print(table)
         if report.multi_label:
             console.print("classes may overlap: one mask file a class")

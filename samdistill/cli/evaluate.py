@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from samdistill.evaluation import Evaluation
     from samdistill.io.dataset import Case, Dataset
     from samdistill.predictor import Mode, Predictor
+    from samdistill.report.document import Section
     from samdistill.statistics import Estimate
 
 
@@ -55,10 +56,15 @@ def evaluate(
     from samdistill.evaluation import evaluate as score
     from samdistill.io.dataset import open_dataset
     from samdistill.predictor import Predictor, parse_mode
+    from samdistill.report.document import check_report_place
+    from samdistill.report.pages import run_sections
 
     modes = [parse_mode(one) for one in dict.fromkeys(mode.split(","))]
     if run is not None and report is None:
         raise UsageError("--run adds to a report; say where it goes with --report FILE.")
+    if report is not None:  # now, and not after hours of work
+        check_report_place(report)
+    training = [] if run is None else run_sections(run)
     predictor = Predictor.load(bundle, device, runtime, precision=precision, expect_sha256=expect_sha256)
     dataset = open_dataset(data, class_names=predictor.class_names)
     other = None if against is None else Predictor.load(against, device, runtime, precision=precision)
@@ -122,7 +128,7 @@ def evaluate(
         if difference is not None:
             print(f"\n{_told([names[0], names[-1]], difference['dice'])}")
     if report is not None:  # last: what cannot be written takes no figures with it
-        _write_report(report, [result, *rest], names, predictor, cases, run)
+        _write_report(report, [result, *rest], names, predictor, cases, training)
 
 
 def _device(predictor: Predictor, modes: list[Mode]) -> dict[str, object]:
@@ -255,10 +261,10 @@ def _write_report(
     names: list[str],
     predictor: Predictor,
     cases: tuple[Case, ...],
-    run: Path | None,
+    training: list[Section],
 ) -> None:
     from samdistill.report.document import write_report
-    from samdistill.report.pages import bundle_section, evaluation_sections, run_sections
+    from samdistill.report.pages import bundle_section, evaluation_sections
 
     manifest = predictor.manifest
     colours = [(one.colour[0], one.colour[1], one.colour[2]) for one in manifest.classes]
@@ -271,11 +277,9 @@ def _write_report(
         colours=colours,
         against=dict(zip(names, results, strict=True)) if len(results) > 1 else None,
     )
-    if run is not None:
-        sections += run_sections(run)
     write_report(
         path,
         f"Evaluation of {manifest.name}",
-        [*sections, bundle_section(manifest, predictor.bundle_sha256)],
+        [*sections, *training, bundle_section(manifest, predictor.bundle_sha256)],
         subtitle=f"{len(cases)} images, mode {result.mode}, {predictor.engine}",
     )

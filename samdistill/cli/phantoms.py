@@ -49,7 +49,9 @@ def phantoms(
                 progress=lambda done: progress.update(task, completed=done),
             )
         except FileExistsError as error:
-            raise UsageError(str(error)) from error
+            if error.filename is None:
+                raise UsageError(str(error)) from error
+            raise UsageError(f"{error.filename} must be a folder to make {out} in, not a file.") from error
     if contact_sheet:
         write_contact_sheet(out / "contact_sheet.jpg", kind.value, seed=seed)
     print(f"wrote {count} {kind.value} phantoms to {out}")

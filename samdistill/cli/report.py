@@ -20,9 +20,10 @@ def report(
     out: Annotated[Path | None, typer.Option(help="HTML file; default: FOLDER/report.html.")] = None,
 ) -> None:
     """Make one HTML file: of a folder of masks, of a run, or of pseudo labels to correct."""
-    from samdistill.report.document import write_report
+    from samdistill.report.document import check_report_place, write_report
 
     path = out or folder / "report.html"
+    check_report_place(path)
     # The folder's whole path could name a patient or a site; its last part is what people know it by.
     title, sections = _sections(folder, images)
     write_report(path, f"{title} {folder.resolve().name}", sections)

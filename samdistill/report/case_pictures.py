@@ -5,9 +5,7 @@ Of several images it shows the one where most was found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -20,12 +18,12 @@ from samdistill.io.images import Pixels, read_image
 from samdistill.io.stack import format_of, open_stack, read_mask
 from samdistill.io.video import is_video
 from samdistill.report.gallery import PREDICTION, Picture, draw_picture
+from samdistill.report.results import Record
 
 DEEP_PIXELS = IntensityRule("percentiles", 1.0, 99.0)  # how pixels deeper than 8 bits are shown
-Record = Mapping[str, Any]
 
 
-def picture_of(record: Record, out: Path, images: Path | None) -> Picture | None:
+def picture_of(record: Record, out: Path, images: Path | None) -> tuple[Picture, int | None] | None:
     """Draw what was found in a file.
 
     Parameters
@@ -39,21 +37,24 @@ def picture_of(record: Record, out: Path, images: Path | None) -> Picture | None
 
     Returns
     -------
-    Picture
-        From image and masks where `images` is given. The overlay where it is not, for videos, and where the
-        teacher was asked, since its prompts are drawn there alone; None where there is neither.
+    tuple
+        A picture, and the index of the image it shows. Made of image and masks where `images` is given; the
+        overlay, with None since no record tells of which image it is, where it is not, for videos, and where
+        the teacher was asked, since its prompts are drawn there alone. None where there is neither.
 
     Raises
     ------
     InputRejected
         When a file is missing or not what it should be, such as another image than was segmented.
     """
-    source = None if images is None else _input(images, record["input"])
+    # All of them, also those that are not drawn: the record's figures stand beside the picture.
+    _check_written(record, out)
+    source = None if images is None else _input(images, record)
     if source is not None and is_video(source):
         source = None
     overlay = record.get("overlay")
     if overlay is not None and (source is None or record.get("refined")):
-        return draw_picture(_shown(read_image(_written(record, out, overlay))), {})
+        return draw_picture(_shown(read_image(_inside(out, overlay))), {}), None
     if source is None:
         return None
     index, masks = _masks(record, out)
@@ -63,19 +64,13 @@ def picture_of(record: Record, out: Path, images: Path | None) -> Picture | None
             f"{source} must have the size of its mask, {masks.shape[2]} x {masks.shape[1]}, not "
             f"{stack.size[1]} x {stack.size[0]}. Give the folder that was segmented."
         )
-    # Another picture of the same name and size would go unnoticed under these outlines.
-    if record.get("input_sha256") not in (None, sha256_file(source)):
-        raise InputRejected(
-            f"{source} must be the file that was segmented, and is another by now. Give the folder that was "
-            "segmented, or run infer again."
-        )
-    return draw_picture(_shown(stack.image(index)), {PREDICTION: masks})
+    return draw_picture(_shown(stack.image(index)), {PREDICTION: masks}), index
 
 
 def _masks(record: Record, out: Path) -> tuple[int, Masks]:
     """Which image has the most foreground, and its (C, H, W) masks."""
     names = list(record["classes"])
-    paths = {name: _written(record, out, path) for name, path in record["masks"].items()}
+    paths = {name: _inside(out, path) for name, path in record["masks"].items()}
     first = next(iter(paths.values()))
     kind = format_of(first)
     if kind == "dicom":
@@ -98,23 +93,34 @@ def _masks(record: Record, out: Path) -> tuple[int, Masks]:
     return index, np.stack([files[name] != 0 for name in names])
 
 
-def _written(record: Record, out: Path, relative: str) -> Path:
-    """A file of the record's own: one that was changed since would stand beside figures of another."""
-    path = _inside(out, relative)
-    sha256 = (record.get("files") or {}).get(relative)
-    if sha256 is not None and path.is_file() and sha256_file(path) != sha256:
-        raise InputRejected(
-            f"{path} must be what infer wrote, and was changed since; {RESULTS} tells of the old one. "
-            "Run infer again, or put it back."
-        )
-    return path
+def _check_written(record: Record, out: Path) -> None:
+    """The record's own files: one that was changed since would stand beside figures of another."""
+    for relative, sha256 in (record.get("files") or {}).items():
+        path = _inside(out, relative)
+        if path.is_file() and sha256_file(path) != sha256:
+            raise InputRejected(
+                f"{path} must be what infer wrote, and was changed since; {RESULTS} tells of the old one. "
+                "Run infer again, or put it back."
+            )
 
 
-def _input(folder: Path, relative: str) -> Path:
-    """A file that was segmented, by its record; it may be a link, and its bytes are compared anyhow."""
+def _input(folder: Path, record: Record) -> Path:
+    """The file that was segmented; it may be a link, and its bytes are compared anyhow."""
+    relative: str = record["input"]
     if PurePosixPath(relative).is_absolute() or ".." in PurePosixPath(relative).parts:
         raise InputRejected(f"{RESULTS} must name files inside {folder}, not {relative}.")
-    return folder / relative
+    path = folder / relative
+    if not path.is_file():
+        raise InputRejected(
+            f"{path} must be the file that was segmented, and is missing. Give the folder that was segmented."
+        )
+    # Another picture of the same name and size would go unnoticed under these outlines.
+    if record.get("input_sha256") not in (None, sha256_file(path)):
+        raise InputRejected(
+            f"{path} must be the file that was segmented, and is another by now. Give the folder that was "
+            "segmented, or run infer again."
+        )
+    return path
 
 
 def _inside(root: Path, relative: str) -> Path:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import html
 import math
+import os
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samdistill._version import __version__
+from samdistill.errors import UsageError
 from samdistill.io.files import write_bytes
 
 HERE = Path(__file__).parent
 LONG = 38  # characters of a fact that takes a line to itself: a hash, a list
+MARK = b'name="generator" content="samdistill'  # of a report, near its beginning
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,18 @@ def write_report(path: Path, title: str, sections: Sequence[Section], *, subtitl
     Parameters
     ----------
     path
-        Where; an older file there is replaced, at once and only by a complete one.
+        Where; an older report there is replaced, at once and only by a complete one.
     title, subtitle
         Plain text above everything.
     sections
         In the order of the page.
+
+    Raises
+    ------
+    UsageError
+        As `check_report_place` does.
     """
+    check_report_place(path)
     anchors = _anchors([section.title for section in sections])
     contents = "".join(
         f'<a href="#{anchor}">{escape(section.title)}</a>'
@@ -73,6 +82,33 @@ def write_report(path: Path, title: str, sections: Sequence[Section], *, subtitl
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, page.encode())
+
+
+def check_report_place(path: Path) -> None:
+    """Refuse a place where a report would replace something else or cannot be written, before any work.
+
+    Raises
+    ------
+    UsageError
+        When something else than an older report or an empty file is there, or no file can be made there.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} must be the report's file, not a folder. Name a file in it.")
+    is_file = path.is_file() and not path.is_symlink()
+    if os.path.lexists(path) and not (is_file and (path.stat().st_size == 0 or is_report(path))):
+        raise UsageError(
+            f"{path} must be a new file, an empty one or a report to replace, and is something else. "
+            "Name another."
+        )
+    folder = next(one for one in path.absolute().parents if one.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{folder} must be a folder that allows writing, to put the report {path} in.")
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a report of samdistill's, of any version, and not somebody's own."""
+    with path.open("rb") as page:
+        return MARK in page.read(1024)
 
 
 def escape(text: object) -> str:

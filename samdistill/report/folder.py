@@ -5,19 +5,18 @@ Works from results.jsonl, the masks and, where they are given, the pictures; ope
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from samdistill.errors import InputRejected
-from samdistill.inference import RESULTS
 from samdistill.inference.sources import root_of
-from samdistill.report.case_pictures import Record, picture_of
+from samdistill.report.case_pictures import picture_of
 from samdistill.report.charts import histogram
 from samdistill.report.document import Section, facts, number, table
 from samdistill.report.gallery import Case, Picture, gallery
+from samdistill.report.results import Record, read_records
 
 SHOWN = 60  # cases, so that a report of thousands stays a few megabytes
 PEAK, SCORE = "peak probability", "score"  # what pictures are ranked by: the bundle's score where it has one
@@ -42,7 +41,9 @@ def folder_sections(out: Path, images: Path | None = None, *, shown: int = SHOWN
     InputRejected
         When results.jsonl, a mask or a picture is missing or not what it should be.
     """
-    records = _read_records(out)
+    if images is not None and not images.is_dir():
+        raise InputRejected(f"{images} must be the folder that was segmented, and is no folder.")
+    records = read_records(out)
     done = [record for record in records if record["status"] == "ok"]
     failed = [record for record in records if record["status"] != "ok"]
     sections = [Section("Summary", _summary(records, done))]
@@ -55,7 +56,7 @@ def folder_sections(out: Path, images: Path | None = None, *, shown: int = SHOWN
         names = list(ranked[0]["classes"])
         below = None if images is None else root_of(images)
         pictures = [(record, picture_of(record, out, below)) for record in ranked[:shown]]
-        cases = [_case(record, picture, by) for record, picture in pictures if picture is not None]
+        cases = [_case(record, *found, by) for record, found in pictures if found is not None]
         if not cases:
             raise InputRejected(
                 f"{out} has no overlays to show. Give the pictures with --images, or run infer with "
@@ -66,33 +67,6 @@ def folder_sections(out: Path, images: Path | None = None, *, shown: int = SHOWN
         sections.append(gallery("Cases", cases, class_names=names, note=note, score_name=by))
         sections.append(Section("Table", _table(ranked, names, by)))
     return sections
-
-
-def _read_records(out: Path) -> list[Record]:
-    path = out / RESULTS
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        cure = ""
-        if [*out.glob("results-*-of-*.jsonl"), *out.glob(f".{RESULTS.removesuffix('.jsonl')}*.partial")]:
-            cure = " A run was shared out or interrupted: finish it by infer --resume, without --shard."
-        raise InputRejected(
-            f"{out} must be a folder written by `samdistill infer`, and has no readable {RESULTS}.{cure}"
-        ) from error
-    records = []
-    for line_number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            wanted = ("input", "masks", "classes", "latency_ms") if record["status"] == "ok" else ("input",)
-            missing = [key for key in wanted if not record.get(key)]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputRejected(f"{path} is damaged in line {line_number}.") from error
-        if missing:
-            raise InputRejected(f"{path} lacks {missing[0]} in line {line_number}.")
-        records.append(record)
-    if not records:
-        raise InputRejected(f"{path} must hold at least one record, and is empty.")
-    return records
 
 
 def _summary(records: Sequence[Record], done: Sequence[Record]) -> str:
@@ -136,14 +110,20 @@ def _score(record: Record, by: str) -> float:
     return float(record["quality"]["score"]) if by == SCORE else _peak(record)
 
 
-def _case(record: Record, picture: Picture, by: str) -> Case:
+def _case(record: Record, picture: Picture, shown: int | None, by: str) -> Case:
     notes = [f"{name} {one['area_px']} px" for name, one in record["classes"].items()]
-    if (record.get("images") or 1) > 1:
+    several = (record.get("images") or 1) > 1
+    if several:
         notes.append(f"{record['images']} images")
+        notes.append("shown: where most was found" if shown is None else f"shown: image {shown}")
     quality = record.get("quality") or {}
     if quality.get("flag"):
-        reasons = ", ".join(quality.get("reasons", ()))
-        notes.append(f"{quality['flag']}: {reasons}" if reasons else str(quality["flag"]))
+        reasons = ", ".join(quality.get("reasons") or ())
+        told = f"{quality['flag']}: {reasons}" if reasons else str(quality["flag"])
+        # Score and flag are the worst image's, which need not be the one that is shown.
+        notes.append(f"worst: image {quality['image']}, {told}" if quality.get("image") is not None else told)
+        if several and quality.get("flags"):
+            notes.append(", ".join(f"{count} {flag}" for flag, count in quality["flags"].items()))
     if record.get("routed"):
         notes.append("refined" if record["routed"]["refined"] else "not refined")
     return Case(str(record["input"]), picture, _score(record, by), notes)

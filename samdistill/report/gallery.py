@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from PIL import Image as PillowImage
 
 from samdistill.arrays import Image, Masks, check_image
-from samdistill.geometry import resize_image, resize_masks
+from samdistill.geometry import resize_image, shrink_masks
 from samdistill.report.contours import path_data
 from samdistill.report.document import Section, escape, number
 from samdistill.report.overlay import COLOURS, Colour, class_colour, truth_colour
@@ -83,7 +83,8 @@ def draw_picture(
     colours
         RGB of each class, used in turns.
     longest
-        Longest side of the picture, pixels; smaller images stay as they are.
+        Longest side of the picture, pixels; smaller images stay as they are. Of larger ones small and thin
+        objects are drawn a little too large, rather than not at all.
     """
     image = check_image(image)
     scale = min(1.0, longest / max(image.shape[:2]))
@@ -93,7 +94,7 @@ def draw_picture(
         colour = truth_colour if name == TRUTH else class_colour
         layers[name] = "".join(
             _outline(path_data(mask), colour(index, colours), dashed=name == TRUTH)
-            for index, mask in enumerate(resize_masks(one, size))
+            for index, mask in enumerate(shrink_masks(one, size))
         )
     return Picture(resize_image(image, size), layers)
 
