@@ -199,6 +199,12 @@ def test_an_interruption_is_told_once_and_ends_with_130(
     assert [line for line in err.splitlines() if line] == ["samdistill: interrupted."]
 
 
+def test_masks_do_not_go_into_the_bundle(run, tiny_bundle: Path) -> None:  # type: ignore[no-untyped-def]
+    code, _, err = run("infer", tiny_bundle, "images", "--out", tiny_bundle / "masks")
+    assert code == 2
+    assert "--out must lie outside the bundle" in one_line(err)
+
+
 def test_a_file_where_phantoms_need_a_folder_is_named(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "file").touch()
     code, _, err = run("phantoms", tmp_path / "file" / "data", "--count", 1)

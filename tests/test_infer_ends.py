@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,9 +21,10 @@ from test_inference import run, save, segment, segment_all, tree
 
 import samdistill.inference.pipeline as pipeline
 from samdistill.cli import app
-from samdistill.errors import DeviceUnavailable
+from samdistill.errors import DeviceUnavailable, UsageError
 from samdistill.inference import Shard, gather
 from samdistill.inference.records import earlier_records, unfinished_of
+from samdistill.io.files import write_bytes
 from samdistill.predictor import Predictor
 from samdistill.runtime import open_engine
 
@@ -89,6 +91,35 @@ def test_a_full_disk_ends_with_2_in_a_line_and_leaves_nothing_half(tiny_bundle: 
     assert (found.returncode, found.stderr) == (2, "samdistill: File too large.\n")
     assert not [name for name in tree(out) if name.endswith(".tmp")]
     assert run(tiny_bundle, folder, "--out", out, "--resume").returncode == 0
+
+
+def test_a_disk_that_fills_amid_a_folder_ends_the_run_with_2_and_what_is_done_is_resumed(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    fill(folder, 40)
+    calls = iter(range(1000))
+
+    def full(path: Path, content: bytes, **options: bool) -> None:
+        if next(calls) >= 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write_bytes(path, content, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("samdistill.inference.cases.write_bytes", full)
+        words = ["infer", tiny_bundle, folder, "--out", out, "--threads", 1, "--batch", 2]
+        patch.setattr(sys, "argv", ["samdistill", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+    assert ended.value.code == UsageError.exit_code
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "samdistill: No space left on device. With --resume what is done is kept."
+    )
+    exits = [json.loads(line)["exit"] for line in (out / "audit.jsonl").read_text().splitlines()]
+    assert exits.count("ok") == 5
+    assert 0 < exits.count("OSError") <= 10  # not one for each of the others
+    summary, _ = segment_all(Predictor.load(tiny_bundle), gather([str(folder)], out), out, resume=True)
+    assert (summary.kept, summary.done, summary.failed) == (5, 35, 0)
 
 
 def test_names_as_long_as_can_be_are_written_and_longer_ones_stop_nothing(

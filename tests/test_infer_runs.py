@@ -238,6 +238,22 @@ def test_shards_share_the_files_out_and_keep_their_own_lists(tiny_bundle: Path, 
             Shard.parse(text)
 
 
+def test_shards_keep_what_other_files_have_moved_to_another_shard(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    fill(folder, 4)
+    predictor = Predictor.load(tiny_bundle)
+    for first in (False, True):
+        if first:
+            save(folder / "!.png")  # each of the others is the other shard's now
+        parts = [
+            segment_all(predictor, gather([str(folder)], out), out, shard=Shard(index, 2), resume=True)[0]
+            for index in (1, 2)
+        ]
+    assert [part.kept for part in parts] == [2, 2]
+    assert segment_all(predictor, gather([str(folder)], out), out, resume=True)[0].kept == 5
+    assert not list(out.glob(".*"))
+
+
 def test_no_list_of_other_shards_stays_beside_newer_ones(tiny_bundle: Path, tmp_path: Path) -> None:
     """Whoever joins measurements*.csv would count twice, and what is no more."""
     folder, out = tmp_path / "in", tmp_path / "out"

@@ -21,7 +21,17 @@ from bundles import colours, expected, rewrite
 from PIL import Image as PillowImage
 
 from samdistill.errors import InputRejected, SomeInputsFailed, UsageError
-from samdistill.inference import Options, Record, Source, Summary, gather, raise_for_failures, segment_files
+from samdistill.inference import (
+    Options,
+    Record,
+    Shard,
+    Source,
+    Summary,
+    gather,
+    raise_for_failures,
+    segment_files,
+)
+from samdistill.inference.records import Journal
 from samdistill.io.images import read_mask, write_png
 from samdistill.predictor import Predictor
 
@@ -149,6 +159,27 @@ def test_a_folder_that_cannot_be_listed_is_a_failed_input(
     assert "Permission denied" in str(alone.problem)
 
 
+@pytest.mark.parametrize("at", ["", "/images", "/masks"])
+def test_an_input_in_a_folder_that_may_not_be_entered_is_a_failed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Whether the folder itself or what is looked for in it is asked about; the others go on."""
+    closed, good = tmp_path / "closed", save(tmp_path / "good.png")
+    save(closed / "images" / "a.png")
+    stat = os.stat
+
+    def denied(path: Any, *words: Any, **options: Any) -> os.stat_result:
+        if str(path) == f"{closed}{at}":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *words, **options)
+
+    forbid("closed", monkeypatch)
+    monkeypatch.setattr(os, "stat", denied)
+    found = gather([str(closed), str(good)], tmp_path / "out")
+    assert [(one.path, bool(one.problem)) for one in found] == [(closed, True), (good, False)]
+    assert "cannot be read: Permission denied" in str(found[0].problem)
+
+
 def test_a_pattern_tells_of_what_it_cannot_list_and_of_links_that_it_does_not_follow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,12 +207,28 @@ def test_pictures_of_other_formats_fail_rather_than_be_left_out(tiny_bundle: Pat
     for name, form in (("a.png", "PNG"), ("b.jfif", "JPEG"), ("c.gif", "GIF"), ("d.webp", "WEBP")):
         (tmp_path / "in").mkdir(exist_ok=True)
         PillowImage.fromarray(colours()).save(tmp_path / "in" / name, form)
-    (tmp_path / "in" / "notes.txt").write_text("read me")
+    others = (
+        "e.ppm",
+        "f.TGA",
+        "g.heif",
+        "h.jpx",
+        "i.img",
+        "j.mgz",
+        "k.svs",
+        "l.m2ts",
+        "m.flv",
+        "n.3gp",
+        "o.TS",
+    )
+    for name in others:
+        (tmp_path / "in" / name).write_bytes(b"G" + bytes(187) + b"G")
+    for name in ("notes.txt", "app.ts", "cases.csv"):
+        (tmp_path / "in" / name).write_text("read me" * 99)
     records = segment(tiny_bundle, tmp_path / "in", tmp_path / "out")
     assert [(one.input, one.status) for one in records] == [
-        ("a.png", "ok"), ("b.jfif", "ok"), ("c.gif", "failed"), ("d.webp", "failed")
+        ("a.png", "ok"), ("b.jfif", "ok"), *((name, "failed") for name in ("c.gif", "d.webp", *others))
     ]  # fmt: skip
-    assert "Convert it" in str(records[2].error)
+    assert all("Convert it" in str(one.error) for one in records[2:])
 
 
 def test_a_folder_that_is_called_images_by_chance_hides_nothing(tmp_path: Path) -> None:
@@ -190,6 +237,20 @@ def test_a_folder_that_is_called_images_by_chance_hides_nothing(tmp_path: Path) 
     assert names(gather([str(tmp_path / "study")], tmp_path / "out")) == ["scan.png", "images/thumb.png"]
     (tmp_path / "study" / "dataset.toml").write_text("")
     assert names(gather([str(tmp_path / "study")], tmp_path / "out")) == ["thumb.png"]
+
+
+def test_pictures_in_folders_beside_one_called_images_are_not_lost(tmp_path: Path) -> None:
+    """But what lies in the output folder, or in that of an earlier run, makes no data folder another."""
+    study, out = tmp_path / "study", tmp_path / "study" / "out"
+    for name in ("images/x.png", "out/x.png", "fast/x.png", "notes/deep/read.txt"):
+        save(study / name) if name.endswith(".png") else (study / name).parent.mkdir(parents=True)
+    (study / "fast" / "audit.jsonl").touch()
+    assert names(gather([str(study)], out)) == ["x.png"]
+    (study / "fast" / "audit.jsonl").unlink()
+    assert names(gather([str(study)], out)) == ["fast/x.png", "images/x.png"]
+    (study / "fast").rename(study / "images" / "more")
+    save(study / "series2" / "deep" / "y.png")
+    assert names(gather([str(study)], out)) == ["images/x.png", "images/more/x.png", "series2/deep/y.png"]
 
 
 def test_an_empty_word_is_not_the_current_folder_and_brackets_may_be_a_name(tmp_path: Path) -> None:
@@ -287,6 +348,17 @@ def test_two_pictures_of_one_output_are_refused_before_anything_is_written(
     assert not out.exists()
 
 
+def test_an_output_that_would_be_a_folder_of_others_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    """As a video's masks beside pictures in a folder that is called like it."""
+    save(tmp_path / "in" / "a.png")
+    save(tmp_path / "in" / "site" / "a.png" / "b" / "c.png")
+    with pytest.raises(
+        UsageError, match=r"a\.png and .*c\.png must not have one output: .*out/a\.png would be"
+    ):
+        segment(tiny_bundle, [tmp_path / "in" / "a.png", tmp_path / "in" / "site"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_names_that_differ_in_case_alone_are_refused_where_the_disk_takes_them_for_one(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -301,7 +373,8 @@ def test_names_that_differ_in_case_alone_are_refused_where_the_disk_takes_them_f
     with pytest.raises(UsageError, match=r"A\.png and .*a\.png must not have one output"):
         segment(tiny_bundle, folder, out)
     assert tree(out) == before
-    (folder / "A.png").unlink()
+    for name in (folder, out):
+        (name / "A.png").unlink()
     assert [one.status for one in segment(tiny_bundle, folder, out)] == ["ok"]
 
 
@@ -336,6 +409,100 @@ def test_masks_that_no_run_wrote_are_not_written_over(
         segment(tiny_bundle, tmp_path, tmp_path / "masks")
     assert drawn.read_bytes() == before
     assert tree(tmp_path / "masks") == ["a.png"], "nothing was written"
+
+
+def test_masks_that_somebody_drew_stay_whatever_else_lies_beside_them(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """A run over other images, a shard's lists, a stranger's list: none of them made the mask."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("x.png", "y.png"):
+        save(folder / name)
+    predictor = Predictor.load(tiny_bundle)
+    segment(predictor, folder / "x.png", out)
+    drawn = save(out / "y.png").read_bytes()
+    (out / "results_baseline.jsonl").write_text(
+        Record("y.png", "ok", "0" * 64, "fast", files={"y.png": "0" * 64}).to_json()
+    )
+    for options in ({}, {"resume": True}, {"shard": Shard(2, 2)}):
+        with pytest.raises(UsageError, match=r"--out must not hold y\.png, which no run wrote"):
+            segment(predictor, folder, out, **options)
+    segment(predictor, folder, out, shard=Shard(1, 2))
+    with pytest.raises(UsageError, match=r"--out must not hold y\.png, which no run wrote"):
+        segment(predictor, folder, out, shard=Shard(2, 2))
+    assert (out / "y.png").read_bytes() == drawn
+
+
+def test_inputs_of_an_earlier_run_are_not_forgotten_while_their_masks_stay(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """What their lines say, "reject" for instance, would be lost; more inputs, or other parts, are fine."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("x.png", "y.png"):
+        save(folder / name)
+    predictor = Predictor.load(tiny_bundle)
+    segment(predictor, folder, out)
+    before = {name: (out / name).read_bytes() for name in tree(out)}
+    for options in ({}, {"resume": True}, {"shard": Shard(1, 1)}):
+        with pytest.raises(
+            UsageError, match=r"--out must not hold y\.png, which an earlier run made of y\.png"
+        ):
+            segment(predictor, folder / "x.png", out, **options)
+        assert {name: (out / name).read_bytes() for name in tree(out)} == before
+    save(folder / "z.png")
+    for index in (1, 2):
+        segment(predictor, folder, out, shard=Shard(index, 2), resume=True)
+    assert [one.status for one in segment(predictor, folder, out, resume=True)] == ["ok"] * 3
+    for name in ("y.png", "z.png"):
+        (out / name).unlink()
+    assert [one.input for one in segment(predictor, folder / "x.png", out)] == ["x.png"]
+
+
+def test_a_mask_that_a_killed_run_had_not_listed_yet_is_known_for_its_own(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("x.png", "y.png"):
+        save(folder / name)
+    predictor = Predictor.load(tiny_bundle)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", killed)
+        with pytest.raises(KeyboardInterrupt):
+            segment(predictor, folder, out)
+    assert (out / "x.png").exists()
+    with pytest.raises(UsageError, match="which an earlier run made of x"):
+        segment(predictor, folder / "y.png", out)
+    assert [one.status for one in segment(predictor, folder, out, resume=True)] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("shards", [(None,), (Shard(1, 2), Shard(2, 2))])
+def test_a_missing_input_takes_no_mask_of_another_of_its_name(
+    tiny_bundle: Path, tmp_path: Path, shards: tuple[Shard | None, ...]
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("x.png", "y.png"):
+        save(folder / name)
+    predictor = Predictor.load(tiny_bundle)
+    inputs = [folder, tmp_path / "gone" / "x.png"]
+    for shard in (*shards, *shards):
+        segment(predictor, inputs, out, shard=shard, resume=True)
+    assert (out / "x.png").exists()
+    assert (out / "y.png").exists()
+
+
+def test_a_link_to_nothing_that_is_called_like_a_list_is_passed_over(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("results-old.jsonl", "results-1-of-2.jsonl"):
+        (out / name).symlink_to(tmp_path / "nowhere")
+    assert run(tiny_bundle, tmp_path / "in", "--out", out, timeout=60).returncode == 0
 
 
 def test_an_old_output_that_cannot_be_removed_ends_the_run_without_its_name(
@@ -395,14 +562,14 @@ def test_a_failure_while_writing_leaves_no_output_of_that_case(
 
     def full(path: Path, content: bytes, **options: bool) -> None:
         if path.parent.name == "overlays":
-            raise OSError(28, "No space left on device")
+            raise OSError(5, "Input/output error")
         write_bytes(path, content, **options)
 
     monkeypatch.setattr("samdistill.inference.cases.write_bytes", full)
     picture, out = save(tmp_path / "1.png"), tmp_path / "out"
     (record,) = segment(tiny_bundle, picture, out, overlay=True)
     assert record.status == "failed"
-    assert "No space left" in str(record.error)
+    assert "Input/output error" in str(record.error)
     assert tree(out) == ["audit.jsonl", "results.jsonl"]
 
 
@@ -513,7 +680,8 @@ def test_no_file_of_a_killed_run_is_partial_or_stale(tiny_bundle: Path, tmp_path
         os.link(folder / "000.png", folder / f"{number:03}.png")
     right = Predictor.load(tiny_bundle).predict(picture).labels()
     out.mkdir()
-    (out / "results.jsonl").write_text("an earlier run's\n")
+    old = Record("299.png", "ok", "0" * 64, "fast", files={"299.png": "0" * 64})
+    (out / "results.jsonl").write_text(f"an earlier run's\n{old.to_json()}\n")
     save(out / "299.png", np.zeros((200, 200), np.uint8))
     command = [sys.executable, "-m", "samdistill", "infer", str(tiny_bundle), str(folder), "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -571,12 +739,7 @@ def test_a_missing_picture_keeps_no_mask_of_an_earlier_run(tiny_bundle: Path, tm
     out = tmp_path / "out"
     segment(predictor, pictures, out)
     (pictures / "a.png").unlink()
-    missing = pictures / "a.jpg"
-    other = missing.with_suffix(".png")
-    write_png(other, np.zeros((32, 40, 3), np.uint8))
-    (record,) = segment(predictor, missing, out)
-    assert record.status == "failed"
-    assert other.is_file()
-    left = sorted(path.name for path in out.rglob("*.png"))
-    assert left
-    assert set(left) == {"b.png"}
+    drawn = save(out / "c.png")
+    missing = [pictures / name for name in ("a.png", "c.png")]
+    assert [one.status for one in segment(predictor, [pictures, *missing], out)] == ["ok", "failed", "failed"]
+    assert sorted(path.name for path in out.rglob("*.png")) == ["b.png", drawn.name]

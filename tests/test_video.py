@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import pytest
 from bundles import colours, rewrite
 from test_inference import hide, run, run_offline, save, segment, segment_all, tree
 
-from samdistill.errors import InputRejected
+from samdistill.errors import InputRejected, UsageError
 from samdistill.inference import gather
 from samdistill.io import read_mask
-from samdistill.io.video import _check_container, frames
+from samdistill.io.video import Frame, _check_container, frames
 from samdistill.predictor import Predictor
 
 
@@ -127,10 +128,25 @@ def test_a_killed_runs_half_folder_goes_and_a_folder_of_ones_own_stays(
     assert not half.exists()
     mine = tmp_path / "mine" / "a.avi"
     save(mine / "000000.png")
-    (tmp_path / "mine" / "audit.jsonl").touch()
-    (record,) = segment(tiny_bundle, path, tmp_path / "mine")
-    assert record.status == "failed"
+    with pytest.raises(UsageError, match=r"--out must not hold a\.avi, which no run wrote"):
+        segment(tiny_bundle, path, tmp_path / "mine")
     assert tree(mine) == ["000000.png"]
+
+
+def test_a_video_that_changes_while_it_is_read_fails(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = clip(tmp_path / "in" / "a.avi", moving(6)), tmp_path / "out"
+
+    def written_to(path: Path) -> Iterator[Frame]:
+        for frame in frames(path):
+            yield frame
+            path.write_bytes(path.read_bytes())  # as long as before
+
+    monkeypatch.setattr("samdistill.inference.videos.frames", written_to)
+    (record,) = segment(tiny_bundle, path, out)
+    assert "a.avi changed while it was read" in str(record.error)
+    assert not (out / "a.avi").exists()
 
 
 def test_memory_does_not_grow_with_the_number_of_frames(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -139,7 +155,7 @@ def test_memory_does_not_grow_with_the_number_of_frames(tiny_bundle: Path, tmp_p
     for count in (30, 120):
         path = clip(tmp_path / f"{count}.avi", moving(count, 96, 128), "MJPG")
         tracemalloc.start()
-        segment(predictor, path, tmp_path / "out")
+        segment(predictor, path, tmp_path / f"out{count}")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
@@ -207,6 +223,23 @@ def test_a_recording_that_does_not_tell_its_length_is_told(
         (record,) = segment(predictor, path, tmp_path / "out")
         assert (record.status, record.warnings) == ("ok", ["length_unknown"])
     assert (record.images or 0) < 30
+
+
+def test_a_recording_with_a_pause_is_read_and_one_cut_short_in_it_refused(tmp_path: Path) -> None:
+    """Of Matroska OpenCV takes the duration times the rate for the number of frames."""
+    path = clip(tmp_path / "a.mkv", moving(40))
+    content = bytearray(path.read_bytes())
+    place, last = content.index(b"\x44\x89\x88") + 3, content.rindex(b"\x1f\x43\xb6\x75")
+    (duration,) = struct.unpack_from(">d", content, place)
+    struct.pack_into(">d", content, place, duration + 30_000)
+    after = content.index(b"\xe7\x82", last) + 2  # when the last cluster begins
+    struct.pack_into(">H", content, after, 30_000 + struct.unpack_from(">H", content, after)[0])
+    path.write_bytes(content)
+    assert [round(frame.time_ms) for frame in frames(path)][34:38] == [1360, 1400, 31440, 31480]
+    for part in (content[: len(content) // 2], content[:last], content[:last] + bytes(len(content) - last)):
+        path.write_bytes(part)
+        with pytest.raises(InputRejected, match="it was cut short"):
+            list(frames(path))
 
 
 def test_a_trimmed_film_is_read_and_one_cut_short_refused_wherever_its_index_is(tmp_path: Path) -> None:

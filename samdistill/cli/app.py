@@ -41,8 +41,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            if ctx.invoked_subcommand != "infer":  # which has said how far it came
-                print("samdistill: interrupted.", file=sys.stderr)
+            print("samdistill: interrupted.", file=sys.stderr)
             raise
 
 

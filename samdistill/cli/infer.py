@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -62,6 +63,7 @@ def infer(
     Messages call a file by its place in the run, "input 3": names stay in OUT/results.jsonl.
     """
     from samdistill.cli.case_progress import CaseProgress
+    from samdistill.errors import UsageError
     from samdistill.inference import (
         RESULTS,
         Options,
@@ -88,6 +90,10 @@ def infer(
         stability=stability,
     )
     keep_freed_memory()
+    if out.resolve().is_relative_to(bundle.resolve()):
+        raise UsageError(
+            f"--out must lie outside the bundle {bundle}, which holds its own files alone. Name another."
+        )
     part = None if shard is None else Shard.parse(shard)
     sources = gather(inputs, out)
     count = len(sources) if part is None else len(part.of(sources))
@@ -122,7 +128,7 @@ def infer(
             )
         except KeyboardInterrupt:
             progress.on_message(f"samdistill: interrupted; {done} of {count} files are done, see --resume.")
-            raise
+            sys.exit(130)
     segmented = summary.done + summary.kept
     if segmented and not json:
         meaning = ", ".join(f"{i} {name}" for i, name in enumerate(predictor.class_names, 1))

@@ -112,6 +112,13 @@ class Case:
     def write(self, out: Path, settings: dict[str, str]) -> dict[str, Any]:
         """Write every wanted output; each appears whole or not at all.
 
+        Parameters
+        ----------
+        out
+            The output folder.
+        settings
+            What a DICOM Segmentation says that it was made with, name -> value.
+
         Returns
         -------
         dict

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import json
 import math
 import re
 import time
@@ -27,6 +29,7 @@ from samdistill.predictor import Pixels, Predictor, Segmentation
 BATCH = 4  # on a CPU; of more images the activations leave its caches
 WRITERS = 8
 LARGE_BYTES = 1 << 23  # cases of more are written by the worker itself, so that they do not pile up
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what writing fails with, whichever file it is
 
 
 class Run:
@@ -40,7 +43,8 @@ class Run:
         self.settings = {**options.settings(predictor), **versions}
         self.settings_sha256 = settings_sha256(self.settings)
         self.stop = Event()
-        self.lost: DeviceUnavailable | None = None  # what ended the run, where the device did
+        # What ended the run, where the device did, or the disk.
+        self.lost: DeviceUnavailable | OSError | None = None
         self.writers = ThreadPoolExecutor(WRITERS, "samdistill-write")
         self.facts: dict[str, Any] = {
             "bundle_sha256": predictor.bundle_sha256,
@@ -50,9 +54,13 @@ class Run:
             "settings_sha256": self.settings_sha256,
             "versions": versions,
         }
+        # What a DICOM Segmentation derives its UIDs from and tells of itself. A budget in seconds is another
+        # least gain on another day, which may give other masks; as a setting it would let nothing be resumed.
+        self.provenance = dict(self.settings)
         if options.mode == "auto":
             least = predictor.least_gain(options.parsed_budget())
             self.facts["least_gain"] = least if math.isfinite(least) else None  # none may be refined
+            self.provenance["least_gain"] = json.dumps(self.facts["least_gain"])
 
 
 @dataclass
@@ -117,7 +125,7 @@ def written(run: Run, job: Job) -> Outcome:
     assert job.record is not None
     try:
         with timed(job, "write"):
-            facts = job.case.write(run.out, run.settings)
+            facts = job.case.write(run.out, run.provenance)
     except Exception as error:  # noqa: BLE001
         run.outputs[job.source].remove()
         return failed(run, job, error)
@@ -132,8 +140,8 @@ def written(run: Run, job: Job) -> Outcome:
 def failed(run: Run, job: Job, error: Exception) -> Outcome:
     """Record a failure twice: with the file's name for results.jsonl, without any for messages."""
     job.case = None
-    if isinstance(error, DeviceUnavailable):  # every further file would fail for no fault of its own
-        run.lost = error
+    if isinstance(error, DeviceUnavailable) or (isinstance(error, OSError) and error.errno in _FULL):
+        run.lost = error  # every further file would fail for no fault of its own
         run.stop.set()
     path = str(job.source.path)
     named = _word(path)

@@ -11,35 +11,60 @@ from pathlib import Path
 from typing import Any
 
 from samdistill.inference.outputs import Options
-from samdistill.inference.records import RESULTS, unfinished_of
-from samdistill.inference.sources import Shard
+from samdistill.inference.records import RESULTS, records_in, unfinished_of
+from samdistill.inference.sources import Shard, Source
 from samdistill.io.contours import coco_annotation
-from samdistill.io.files import atomic_write, remove_leftovers
+from samdistill.io.files import atomic_write, hidden_beside, remove_leftovers
 from samdistill.io.measurements import Measurement
+from samdistill.report.document import MARK
 
 MEASUREMENTS, COCO, REPORT = "measurements.csv", "coco.json", "report.html"
-_MARK = b'name="generator" content="samdistill'  # of a report, near its beginning
+# Near the beginning of a report of such a folder: there are reports of runs and evaluations, too.
+_MARKS = (MARK, b"<title>Segmentation of ")
 Naming = Callable[[str], str]
 
 
-def remove_listings(out: Path, name: Naming) -> None:
-    """Remove what an earlier run left, which speaks of other outputs, and what a killed one left half."""
+def remove_listings(out: Path, name: Naming, *, report: bool) -> None:
+    """Remove what an earlier run left, which speaks of other outputs, and what a killed one left half.
+
+    Parameters
+    ----------
+    out
+        The output folder.
+    name
+        What files of this run are called.
+    report
+        Whether a report may be of outputs that change now.
+    """
     for file in (MEASUREMENTS, COCO):
         (out / name(file)).unlink(missing_ok=True)
-    report = out / REPORT
-    if report.is_file():
-        with report.open("rb") as page:
-            ours = _MARK in page.read(1024)
-        if ours:  # and not somebody's own file of that name
-            report.unlink()
+    page = out / REPORT
+    if report and page.is_file():
+        with page.open("rb") as opened:
+            start = opened.read(1024)
+        if all(mark in start for mark in _MARKS):  # and not somebody's own file of that name
+            page.unlink()
     remove_leftovers(out, {name(file) for file in (RESULTS, MEASUREMENTS, COCO)})
 
 
-def set_aside_others(out: Path, shard: Shard) -> None:
+def set_aside_others(out: Path, shard: Shard, sources: Sequence[Source]) -> None:
     """Take back the lists of earlier runs over all inputs, or in other shards, that a shard redoes a part of.
 
-    `--resume` still finds the records, as if those runs had been killed.
+    Its own, too, where it tells of inputs that are another shard's now. `--resume` still finds the records,
+    as if those runs had been killed.
+
+    Parameters
+    ----------
+    out
+        The output folder.
+    shard, sources
+        The shard that begins, and its part.
     """
+    own = out / RESULTS.replace(".", f"-{shard}.", 1)
+    names = {str(source.relative) for source in sources}
+    for path in (own, unfinished_of(own)):
+        if path.is_file() and any(record.input not in names for record in records_in(path)):
+            path.replace(hidden_beside(own, "partial"))
     for file in (RESULTS, MEASUREMENTS, COCO):
         for path in (out / file, *out.glob(_of_shards(file))):
             if not path.match(f"*-of-{shard.count}.*"):
@@ -52,7 +77,7 @@ def set_aside_others(out: Path, shard: Shard) -> None:
 
 def remove_lists_of_shards(out: Path) -> None:
     """Remove what earlier shards listed, whether they ended or not; their records have been read."""
-    unfinished = unfinished_of(out / _of_shards(RESULTS)).name
+    unfinished = f".{_of_shards(RESULTS)}*.partial"
     for pattern in (unfinished, *map(_of_shards, (RESULTS, MEASUREMENTS, COCO))):
         for path in out.glob(pattern):
             path.unlink(missing_ok=True)

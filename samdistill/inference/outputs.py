@@ -16,7 +16,7 @@ from typing import Literal
 
 from samdistill._version import __version__
 from samdistill.errors import UsageError
-from samdistill.inference.records import AUDIT, RESULTS, Record
+from samdistill.inference.records import RESULTS, Record
 from samdistill.inference.sources import Source
 from samdistill.io.files import remove_leftovers, sha256_file
 from samdistill.io.stack import Format, format_of, stem
@@ -129,21 +129,35 @@ class Outputs:
         """All of them."""
         return *self.masks.values(), *self.probabilities.values(), self.overlay, self.contours
 
+    def wanted(self, options: Options) -> tuple[Path, ...]:
+        """Those that are written if all goes well."""
+        return (
+            *self.masks.values(),
+            *(self.probabilities.values() if options.probabilities else ()),
+            *((self.overlay,) if options.overlay else ()),
+            *((self.contours,) if options.contours else ()),
+        )
+
     def remove(self) -> None:
         """Remove what is there of them."""
         for file in self.files:
-            try:
-                file.unlink()
-            except FileNotFoundError:
-                pass
-            except (IsADirectoryError, PermissionError):
-                if (file / FRAMES).is_file():
-                    shutil.rmtree(file)
-                elif not file.is_dir():
-                    raise
-            except OSError as error:
-                if error.errno != errno.ENAMETOOLONG:  # such a one cannot be there
-                    raise
+            _remove(file)
+
+
+def _remove(file: Path) -> None:
+    """Remove an output, or a video's folder of them, where it is there."""
+    try:
+        file.unlink()
+    except FileNotFoundError:
+        pass
+    except (IsADirectoryError, PermissionError):
+        if (file / FRAMES).is_file():
+            shutil.rmtree(file)
+        elif not file.is_dir():
+            raise
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # such a one cannot be there
+            raise
 
 
 def kind_of(path: Path) -> Format | Literal["video"] | None:
@@ -218,29 +232,69 @@ def plan(
             over = inputs.get(folder / file.name)
             if over is not None:
                 raise UsageError(f"--out must not lead to an input: {over.path} would be written over.")
+    for folder in folders:
+        above = next((one for one in (folder, *folder.parents) if one in taken), None)
+        if above is not None:
+            inner = next(source for file, source in taken.items() if file.parent == folder)
+            raise UsageError(
+                f"{taken[above].path} and {inner.path} must not have one output: {above} would be the "
+                "one's mask and a folder of the other's. Rename one, or segment them into two folders."
+            )
     return outputs
 
 
-def require_own(outputs: Mapping[Source, Outputs], out: Path) -> bool:
-    """Tell whether earlier runs wrote to a folder; refuse to write over what they cannot have written.
+def require_own(outputs: Mapping[Source, Outputs], out: Path, written: Mapping[str, str]) -> None:
+    """Refuse to write over what earlier runs cannot have written.
 
     `infer DATA --out DATA/masks` would replace masks that somebody drew: they lie where outputs go.
+
+    Parameters
+    ----------
+    outputs
+        Of the files that are to be segmented.
+    written
+        As `records.earlier_files` finds it.
 
     Raises
     ------
     UsageError
-        When a file is in the way in a folder without a list of any run.
+        When a file is in the way that no list of a run names.
     """
-    if any(path for file in (AUDIT, RESULTS) for path in out.glob(file.replace(".", "*."))):
-        return True
     for planned in outputs.values():
         for file in planned.files:
-            if os.path.lexists(file):
+            if os.path.lexists(file) and file.relative_to(out).as_posix() not in written:
                 raise UsageError(
-                    f"--out must not hold {file.relative_to(out)}, which no run wrote: it would be lost. "
-                    "Name another folder, or move it away."
+                    f"--out must not hold {file.relative_to(out)}, which no run wrote, as far as {RESULTS} "
+                    "tells: it would be lost. Name another folder, or move it away."
                 )
-    return False
+
+
+def require_all(sources: Sequence[Source], out: Path, written: Mapping[str, str]) -> None:
+    """Refuse to forget inputs of earlier runs whose outputs would stay.
+
+    Nothing would tell any more how far to trust these: results.jsonl is of the inputs that are named.
+
+    Parameters
+    ----------
+    sources
+        All that are named, in this shard or not.
+    written
+        As `records.earlier_files` finds it.
+
+    Raises
+    ------
+    UsageError
+        When there are such inputs.
+    """
+    named = {str(source.relative) for source in sources}
+    named.update(source.path.name for source in sources if source.problem is not None)
+    for file, name in written.items():
+        if name not in named and os.path.lexists(out / file):
+            raise UsageError(
+                f"--out must not hold {file}, which an earlier run made of {name}, unless that is named too: "
+                f"{RESULTS} would tell of it no more. Name another folder or all earlier inputs, or remove "
+                "what was made of the others."
+            )
 
 
 def require_apart(outputs: Mapping[Source, Outputs], known: Path) -> None:
@@ -280,35 +334,44 @@ def still_holds(record: Record | None, source: Source, out: Path, bundle_sha256:
 
 def remove_stale(
     sources: Sequence[Source], outputs: Mapping[Source, Outputs], out: Path, predictor: Predictor,
-    options: Options, earlier: Mapping[str, Record],
+    options: Options, earlier: Mapping[str, Record], written: Mapping[str, str],
 ) -> None:  # fmt: skip
     """Remove what earlier runs left under the names of these sources, and half files of killed ones.
 
     Of a file that is missing now the outputs go too, so that they do not stay beside its failure; but never a
-    file that is an input. What an earlier run wrote elsewhere, with other options or another bundle, goes by
-    its record.
+    file that is an input, that another input's output is to be, or that no run wrote. What an earlier run
+    wrote elsewhere, with other options or another bundle, goes by its record.
+
+    Parameters
+    ----------
+    sources
+        Those to be segmented.
+    outputs
+        Of all sources, in this shard or not, kept or not.
+    earlier, written
+        As `records.earlier_records` and `records.earlier_files` find them.
     """
     found = [record for source in sources if (record := earlier.get(str(source.relative))) is not None]
-    if found:
-        # However they were named: what an old record calls its output may be an input by now.
-        inputs_and_outputs = {source.path.resolve() for source in (*sources, *outputs)}
-        inputs_and_outputs.update(file for one in outputs.values() for file in one.files)
-        for record in found:
-            _remove_recorded(record, out, inputs_and_outputs)
     missing = [source for source in sources if source not in outputs]
-    inputs = {source.path.resolve() for source in outputs} if missing else set()
+    if found or missing:
+        # However they were named: what an old record calls its output may be an input by now.
+        spared = {source.path.resolve() for source in (*sources, *outputs)}
+        spared.update(file for one in outputs.values() for file in one.files)
+        for record in found:
+            _remove_recorded(record, out, spared)
+        for source in missing:
+            kind = kind_of(source.path)
+            if kind is not None:
+                for file in outputs_of(PurePosixPath(source.path.name), kind, out, predictor, options).files:
+                    ours = file.relative_to(out).as_posix() in written
+                    if ours and not spared & {file, file.resolve()}:
+                        _remove(file)
     names: dict[Path, set[str]] = {}
     for source in sources:
         if source in outputs:
             outputs[source].remove()
             for file in outputs[source].files:
                 names.setdefault(file.parent, set()).add(file.name)
-        else:
-            kind = kind_of(source.path)
-            if kind is not None:
-                left = outputs_of(PurePosixPath(source.path.name), kind, out, predictor, options)
-                if not any(file.resolve() in inputs for file in left.files):
-                    left.remove()
     for folder, known in names.items():
         remove_leftovers(folder, known)
 

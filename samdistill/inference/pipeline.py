@@ -41,18 +41,21 @@ from samdistill.inference.outputs import (
     Options,
     plan,
     remove_stale,
+    require_all,
     require_apart,
     require_own,
     still_holds,
 )
 from samdistill.inference.records import (
     AUDIT,
+    BEGUN,
     RESULTS,
     Audit,
     Outcome,
     Record,
     Summary,
     Tell,
+    earlier_files,
     earlier_records,
     journal,
 )
@@ -112,21 +115,25 @@ def segment_files(
     ------
     UsageError
         For a mode the bundle cannot do, for `abstain` where it judges nothing, while another run writes to
-        `out`, and as `plan`; before anything is written or removed.
+        `out`, and as `plan`, `require_own` and `require_all`; before anything is written or removed.
     ModuleNotFoundError
         When a file's format needs a library that is not installed; likewise.
     DeviceUnavailable
         When the GPU is lost in the middle; what is done then is kept as after an interruption.
+    OSError
+        When no file can be written any more, since the disk is full, say; likewise.
     """
     options = options or Options()
     predictor.require_mode(options.mode)
     check_abstain(predictor.manifest, options.abstain)
     outputs = planned = plan(sources, out, predictor, options)
+    written = earlier_files(out)
+    require_all(sources, out, written)
     if shard is not None:
         sources = shard.of(sources)
         outputs = {source: outputs[source] for source in sources if source in outputs}
     _require_libraries(sources)
-    own = require_own(outputs, out)
+    require_own(outputs, out, written)
     out.mkdir(parents=True, exist_ok=True)
 
     def name(file: str) -> str:
@@ -143,21 +150,20 @@ def segment_files(
         earlier = earlier_records(out)
         kept = _kept(run, sources, earlier) if resume else {}
         fresh = [source for number, source in enumerate(sources, 1) if number not in kept]
-        stale = fresh if own else [source for source in fresh if source in outputs]
         try:
-            remove_stale(stale, outputs, out, predictor, options, earlier)
+            remove_stale(fresh, planned, out, predictor, options, earlier, written)
         except OSError as error:  # which names a file
             raise UsageError(
                 f"--out must let an earlier run's outputs be removed, and does not: {error.strerror}. "
                 "Give access to all of it, or name another folder."
             ) from error
         if shard is not None:
-            set_aside_others(out, shard)
-        remove_listings(out, name)
+            set_aside_others(out, shard, sources)
+        remove_listings(out, name, report=bool(written and fresh))
         summary = Summary(len(sources))
         audit = Audit(out / name(AUDIT), run.facts)
         try:
-            with journal(out / name(RESULTS), kept) as lines, warnings.catch_warnings():
+            with journal(out / name(RESULTS), kept, _begun(run, fresh)) as lines, warnings.catch_warnings():
                 # What pydicom and highdicom warn of may quote a patient's name.
                 warnings.simplefilter("ignore")
                 if shard is None:
@@ -227,6 +233,9 @@ def _work(
             waiting.append(pool.submit(_segment_group, run, files, kept))
             drain(WAITING * workers)
         drain(0)
+        if isinstance(run.lost, OSError):
+            told = f"{run.lost.strerror}. With --resume what is done is kept"
+            raise OSError(run.lost.errno, told) from run.lost
         if run.lost is not None:
             raise DeviceUnavailable(f"{run.lost} With --resume what is done is kept.") from run.lost
     except BaseException:
@@ -364,6 +373,17 @@ def _kept(run: Run, sources: Sequence[Source], earlier: Mapping[str, Record]) ->
         ):  # fmt: skip
             kept[number] = record
     return kept
+
+
+def _begun(run: Run, sources: Sequence[Source]) -> Iterator[Record]:
+    """What is to be written, for the journal."""
+    for source in sources:
+        if source in run.outputs:
+            wanted = run.outputs[source].wanted(run.options)
+            files = dict.fromkeys((file.relative_to(run.out).as_posix() for file in wanted), "")
+            yield Record(
+                str(source.relative), BEGUN, run.predictor.bundle_sha256, run.options.mode, files=files
+            )
 
 
 def _require_libraries(sources: Sequence[Source]) -> None:

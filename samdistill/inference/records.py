@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from samdistill.io.files import atomic_write
+from samdistill.io.files import atomic_write, sync_folder
 
 RESULTS = "results.jsonl"
 AUDIT = "audit.jsonl"
+BEGUN = "begun"  # a record's status in the journal: the files it names may be there, none is promised
 JUDGED = ("flag", "score", "reasons")  # of a record's quality, in the audit
 
 
@@ -105,7 +107,8 @@ class Record:
         try:
             values = json.loads(line)
             known = set(values) <= _NAMES and isinstance(values.get("files", {}), dict)
-            return cls(**values) if known else None
+            named = all(isinstance(file, str) for file in values.get("masks", {}).values())
+            return cls(**values) if known and named else None
         except (ValueError, TypeError, AttributeError):
             return None
 
@@ -177,6 +180,15 @@ class Journal:
         self._file = path.open("w+b")
         self._places: list[tuple[int, int]] = []
 
+    def begin(self, records: Iterable[Record]) -> None:
+        """Append what is to be written, so that whatever ends the process its files are known for a run's.
+
+        They are no part of `lines`.
+        """
+        self._file.writelines(record.to_json().encode() + b"\n" for record in records)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def add(self, number: int, record: Record) -> None:
         """Append a record and hand it to the system."""
         self._places.append((number, self._file.tell()))
@@ -200,7 +212,7 @@ def unfinished_of(results: Path) -> Path:
 
 
 @contextmanager
-def journal(results: Path, kept: Mapping[int, Record]) -> Iterator[Journal]:
+def journal(results: Path, kept: Mapping[int, Record], begun: Iterable[Record]) -> Iterator[Journal]:
     """Open the journal beside results.jsonl; when the block ends well it becomes results.jsonl.
 
     Parameters
@@ -210,6 +222,8 @@ def journal(results: Path, kept: Mapping[int, Record]) -> Iterator[Journal]:
     kept
         Number of the source -> the record of an earlier run that still holds. They are written before the
         earlier lists go, so that a kill forgets nothing.
+    begun
+        What this run is going to write.
     """
     unfinished = unfinished_of(results)
     fresh = results.with_name(f".{results.name}.new")
@@ -217,7 +231,9 @@ def journal(results: Path, kept: Mapping[int, Record]) -> Iterator[Journal]:
     try:
         for number, record in kept.items():
             opened.add(number, record)
+        opened.begin(begun)
         fresh.replace(unfinished)
+        sync_folder(results.parent)
         results.unlink(missing_ok=True)
         yield opened
         with atomic_write(results) as temporary, temporary.open("wb") as file:
@@ -227,26 +243,56 @@ def journal(results: Path, kept: Mapping[int, Record]) -> Iterator[Journal]:
     unfinished.unlink()
 
 
+def is_list(name: str, file: str) -> bool:
+    """Whether a name is that of such a list, RESULTS say, of a whole run or of a shard."""
+    stem, suffix = file.split(".")
+    return re.fullmatch(rf"{stem}(-\d+-of-\d+)?\.{suffix}", name) is not None
+
+
 def earlier_records(out: Path) -> dict[str, Record]:
     """The last good record of each input that earlier runs into this folder left, finished or killed."""
+    return {record.input: record for record in _recorded(out) if record.status == "ok"}
+
+
+def earlier_files(out: Path) -> dict[str, str]:
+    """What earlier runs wrote into this folder, or may have when they were killed -> the input it is of.
+
+    Files, and folders of videos, relative to the folder.
+    """
+    found: dict[str, str] = {}
+    for record in _recorded(out):
+        found.update(dict.fromkeys((*(record.files or {}), *(record.masks or {}).values()), record.input))
+    return found
+
+
+def _recorded(out: Path) -> list[Record]:
+    """The records of files that were or are to be written, the oldest list's first."""
     while True:
         try:
-            return _recorded(out)
+            return [record for path in _lists(out) for record in records_in(path)]
         except FileNotFoundError:  # a shard that begins or ends beside us has just renamed its list
             continue
 
 
-def _recorded(out: Path) -> dict[str, Record]:
-    records: dict[str, Record] = {}
-    stem = RESULTS.removesuffix(".jsonl")
-    lists = [*out.glob(f"{stem}*.jsonl"), *out.glob(f".{stem}*.jsonl.partial")]
-    for path in sorted(lists, key=lambda path: path.stat().st_mtime_ns):
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                record = Record.from_json(line)
-                if record is not None and record.status == "ok":
-                    records[record.input] = record
-    return records
+def _lists(out: Path) -> list[Path]:
+    """The lists of runs, finished, killed or set aside, the oldest first."""
+    stem, suffix = RESULTS.split(".")
+    found = [path for path in out.glob(f"{stem}*.{suffix}") if is_list(path.name, RESULTS)]
+    for path in out.glob(f".{stem}*.{suffix}*.partial"):
+        if is_list(f"{path.name[1:].split('.')[0]}.{suffix}", RESULTS):
+            found.append(path)
+    # A link to nothing is no list that was renamed: nobody would find it again.
+    there = [path for path in found if path.exists() or not path.is_symlink()]
+    return sorted(there, key=lambda path: path.stat().st_mtime_ns)
+
+
+def records_in(path: Path) -> Iterator[Record]:
+    """The records of a list that name files, written or about to be."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            record = Record.from_json(line)
+            if record is not None and record.status in ("ok", BEGUN):
+                yield record
 
 
 class Audit:
