@@ -69,6 +69,14 @@ def test_without_a_run_the_teacher_stands_beside_an_ellipse(run: Path, tmp_path:
         assert drawn.width > 1000
 
 
+def test_names_that_are_not_utf8_are_assessed_too(run: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", labelled=1, unlabelled=1)
+    for folder in ("images", "masks"):
+        (data / folder / "00.png").rename(data / folder / "B\udce4r.png")
+    assert call(data, "--out", tmp_path / "out", "--points-per-side", 0).exit_code == 0
+    assert list(json.loads((tmp_path / "out" / "assess.json").read_text())["cases"]) == ["B\udce4r"]
+
+
 def test_the_same_seed_gives_the_same_numbers_and_another_others(run: Path, tmp_path: Path) -> None:
     records = []
     for number, seed in enumerate((3, 3, 4)):
@@ -97,7 +105,7 @@ def test_on_other_data_only_what_the_run_has_not_seen_counts(run: Path, tmp_path
     assert not set(record["cases"]) & {*split["train_labelled"], *split["validation"]}
 
 
-def test_what_it_cannot_do_is_refused(run: Path, tmp_path: Path) -> None:
+def test_what_it_cannot_do_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = run.parent / "data"
     refused(UsageError, data, "--out", tmp_path, "--limit", 0)
     refused(UsageError, data, "--out", tmp_path, "--points-per-side", -1)
@@ -105,6 +113,10 @@ def test_what_it_cannot_do_is_refused(run: Path, tmp_path: Path) -> None:
     refused(UsageError, data, "--out", tmp_path, "--teacher", "sam9")
     assert "--run" in refused(UsageError, data, "--out", tmp_path, "--prompts", "mine")
     refused(InputRejected, data, "--out", tmp_path, "--run", data)
+    (tmp_path / "file").touch()
+    with monkeypatch.context() as patched:
+        patched.setattr("samdistill.train.assess.assess", lambda *_, **__: pytest.fail("too late"))
+        assert isinstance(call(data, "--out", tmp_path / "file").exception, FileExistsError)
     bare = write_data(tmp_path / "bare", labelled=0, unlabelled=2)
     assert "must have masks" in refused(InputRejected, bare, "--out", tmp_path)
     empty = write_data(tmp_path / "empty", labelled=1, unlabelled=1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -22,10 +23,11 @@ from test_train import Silent
 from samdistill.cli.app import app
 from samdistill.errors import InputRejected, SamdistillError, UsageError
 from samdistill.io.dataset import Case, open_dataset
-from samdistill.refine import BURDEN, RefineConfig, Refinement, load_prompts, refine
+from samdistill.prompts import PromptConfig
+from samdistill.refine import BURDEN, MINE, RefineConfig, Refinement, load_prompts, refine
 from samdistill.statistics import Estimate
 from samdistill.teacher import Teacher
-from samdistill.train.config import PseudoConfig, load_config
+from samdistill.train.config import PseudoConfig, TrainConfig, load_config
 from samdistill.train.launch import train
 from samdistill.train.pseudo_folder import why_unlabelled
 from samdistill.train.run import Run, alone_in
@@ -102,23 +104,86 @@ def test_each_component_is_tried_and_the_file_asks_about_each(
 ) -> None:
     """On these pictures as good as another at best; so the others are made to find nothing."""
     seen: list[RefineConfig] = []
-    original = TeacherSpace.refine
+    original = TeacherSpace.refine_by
 
-    def watched(self: TeacherSpace, params: Any, indices: Any, maps: Any) -> Any:
-        config = self.config(params)
+    def watched(self: TeacherSpace, config: RefineConfig, indices: Any, maps: Any) -> Any:
         seen.append(config)
         if config.prompts.per_component:
-            return original(self, params, indices, maps)
-        nothing = original(self, params, indices, maps)
+            return original(self, config, indices, maps)
+        nothing = original(self, config, indices, maps)
         return [replace(one, masks=np.zeros_like(one.masks)) for one in nothing]
 
-    monkeypatch.setattr(TeacherSpace, "refine", watched)
+    monkeypatch.setattr(TeacherSpace, "refine_by", watched)
     done("tune", run, "--trials", 4)
     assert seen[0].prompts.keep == "likeliest"
     found = load_prompts(str(run / "tune" / "prompts.toml"))
     assert found.prompts.per_component
     assert found.prompts.min_area_px == 16
     assert found in seen
+
+
+def only_good(monkeypatch: pytest.MonkeyPatch, *good: RefineConfig) -> None:
+    """All others' masks come out empty."""
+    original = TeacherSpace.refine_by
+
+    def watched(self: TeacherSpace, config: RefineConfig, indices: Any, maps: Any) -> Any:
+        answers = original(self, config, indices, maps)
+        return (
+            answers if config in good else [replace(one, masks=np.zeros_like(one.masks)) for one in answers]
+        )
+
+    monkeypatch.setattr(TeacherSpace, "refine_by", watched)
+
+
+@pytest.mark.parametrize("name", ["mine", "file"])
+def test_prompts_that_no_trial_beats_are_kept_as_they_are(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The trials have the start's points, and morphology of their own."""
+    file = tmp_path / "own.toml"
+    file.write_text('[prompts.morphology]\noperation = "dilation"\nwidth = 2\n')
+    wanted = MINE if name == "mine" else load_prompts(str(file))
+    only_good(monkeypatch, wanted)
+    words = () if name == "mine" else ("--prompts", file)
+    row = "mine, untuned" if name == "mine" else "start, untuned"
+    assert f"No trial was better than {row!r}" in done("tune", run, "--trials", 2, *words)
+    assert load_prompts(str(run / "tune" / "prompts.toml")) == wanted
+
+
+def test_prompts_of_a_better_search_are_not_replaced_without_a_word(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "another search" not in done("tune", run, "--trials", 2)
+    before = (run / "tune" / "prompts.toml").read_bytes()
+    with monkeypatch.context() as patched:
+        only_good(patched)
+        assert "held the result of another search" in done("tune", run, "--trials", 2, "--seed", 1)
+    assert (run / "tune" / "prompts.toml").read_bytes() != before
+    done("tune", run, "--trials", 2)
+    assert (run / "tune" / "prompts.toml").read_bytes() == before
+
+
+def test_a_teacher_that_takes_boxes_alone_is_tuned_from_any_prompts(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    medsam = property(lambda self: "medsam", lambda self, value: None)
+    monkeypatch.setattr(Teacher, "preprocessing", medsam, raising=False)
+    file = tmp_path / "points.toml"
+    file.write_text("[prompts]\nbox = false\n")
+    done("tune", run, "--trials", 2, "--prompts", file)
+    assert load_prompts(str(run / "tune" / "prompts.toml")).first_pass == "box"
+
+
+def test_an_unfinished_run_is_told_of(run: Path, single: Path, tmp_path: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "result": {}}))
+    data = single.parent / "data"
+    for words in (
+        ("tune", run, "--trials", 1, "--refiner", "random-walker"),
+        ("pseudo-label", run, data, "--out", tmp_path / "labels", "--refiner", "random-walker"),
+        ("teacher", "assess", data, "--run", run, "--out", tmp_path / "out", "--points-per-side", 0),
+    ):
+        assert f"{run} is not finished: its best student so far is taken" in done(*words), words
 
 
 def test_the_gain_is_over_the_same_student_whatever_the_trial_erodes(run: Path) -> None:
@@ -154,6 +219,23 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_been(
         assert (other / "tune" / name).read_bytes() == (run / "tune" / name).read_bytes()
 
 
+def test_a_trial_that_a_kill_left_waiting_is_not_made_in_place_of_another(
+    run: Path, single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done("tune", run, "--trials", 6)
+    other = Path(shutil.copytree(single, tmp_path / "other"))
+
+    def killed(self: optuna.Study, *arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(optuna.Study, "ask", killed)
+        assert call("tune", other, "--trials", 6).exit_code == 130
+    done("tune", other, "--trials", 6)
+    for name in ("prompts.toml", "prompts.json"):
+        assert (other / "tune" / name).read_bytes() == (run / "tune" / name).read_bytes()
+
+
 def test_two_searches_do_not_share_a_journal(run: Path) -> None:
     """Each would take the other's trials under way for cut short."""
     (run / "tune").mkdir(exist_ok=True)
@@ -181,6 +263,23 @@ def test_training_takes_the_tuned_prompts(run: Path, single: Path, tmp_path: Pat
     words = ("--config", single.parent / "tiny.toml", "--strategy", "burden", "--max-steps", 2)
     done("train", single.parent / "data", "--out", tmp_path / "next", *words, "--prompts", file)
     assert Run.load(tmp_path / "next").config.refine == load_prompts(str(file))
+
+
+def test_asked_about_each_component_a_class_keeps_them_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of burden's one, the likeliest, a set for each would be a set for one."""
+    seen: list[PromptConfig] = []
+
+    def launched(data: Path, out: Path, config: TrainConfig, *arguments: Any, **options: Any) -> None:
+        seen.append(config.refine_or_default.prompts)
+        raise UsageError("enough")
+
+    monkeypatch.setattr("samdistill.train.launch.train", launched)
+    words = ("train", tmp_path, "--out", tmp_path / "run", "--strategy", "burden", "--per-component")
+    refused(UsageError, *words)
+    refused(UsageError, *words, "--components", "largest")
+    assert [(one.per_component, one.keep) for one in seen] == [(True, "all"), (True, "largest")]
 
 
 def test_the_random_walker_is_tuned_the_same_way(run: Path) -> None:
@@ -335,6 +434,15 @@ def test_a_folder_that_is_continued_with_new_images_has_their_groups(
     assert "was begun without groups" in refused(UsageError, *words)
 
 
+def test_groups_of_names_that_are_not_utf8_are_kept(run: Path, single: Path, tmp_path: Path) -> None:
+    data, out = Path(shutil.copytree(single.parent / "data", tmp_path / "data")), tmp_path / "labels"
+    (data / "dataset.toml").write_text('classes = ["class0"]\ngroup_pattern = "^."\n')
+    (data / "images" / "10.png").rename(data / "images" / "1\udce4.png")
+    for _ in range(2):
+        done("pseudo-label", run, data, "--out", out, "--refiner", "random-walker")
+        assert (out / "cases.csv").read_bytes() == b"case,group\n11,1\n12,1\n13,1\n1\xe4,1\n"
+
+
 def test_a_filter_leaves_images_unlabelled_and_says_why(run: Path, single: Path, tmp_path: Path) -> None:
     out = tmp_path / "labels"
     output = done("pseudo-label", run, single.parent / "data", "--out", out, "--min-iou", 1.0)
@@ -410,6 +518,7 @@ def test_pseudo_labelling_refuses_what_it_cannot_do(run: Path, tmp_path: Path) -
     refused(UsageError, *base, "--min-iou", 2)
     refused(UsageError, *base, "--min-agreement", -1)
     refused(UsageError, *base, "--refiner", "crf")
+    assert "predicts no IoU" in refused(UsageError, *base, "--refiner", "random-walker", "--min-iou", 0.5)
     refused(UsageError, *base, "--prompts", "nowhere.toml")
     assert "new or empty" in refused(UsageError, "pseudo-label", run, pictures, "--out", run)
     Image.fromarray(picture(1, 1)).save(pictures / "a.jpg")
@@ -464,6 +573,8 @@ def test_a_damaged_record_is_named(run: Path, single: Path, tmp_path: Path) -> N
     done("pseudo-label", run, single.parent / "data", "--out", out)
     (out / "pseudo" / "10.json").write_text("{")
     assert "10.json is damaged" in refused(InputRejected, "report", out)
+    words = ("pseudo-label", run, single.parent / "data", "--out", out)
+    assert "10.json is damaged" in refused(InputRejected, *words)
 
 
 def test_an_estimate_without_interval_is_no_number_in_json(run: Path) -> None:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from samdistill.errors import UsageError
 from samdistill.io import open_dataset, read_image
 from samdistill.phantoms import CLASS_NAMES, KINDS, make
+from samdistill.phantoms.canvas import Canvas
 from samdistill.phantoms.folder import write, write_contact_sheet
 
 GOLDEN = Path(__file__).parent / "golden" / "phantoms.json"
@@ -82,6 +83,12 @@ def test_the_same_scene_is_drawn_at_every_size(kind: str) -> None:
     shrunk = large.masks[:, ::2, ::2]
     both = np.logical_and(small.masks, shrunk).sum() * 2
     assert both / (small.masks.sum() + shrunk.sum()) > 0.9
+
+
+def test_the_texture_of_a_large_picture_has_a_deviation_of_one() -> None:
+    """Its blurs have more passes than the powers of four that a float holds."""
+    field = Canvas((96, 2000), np.random.default_rng(0)).texture(300.0, 0.0)
+    assert float(field.std()) == pytest.approx(1, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -261,7 +261,8 @@ def test_what_is_known_of_an_image_goes_over_its_class_and_that_over_the_round()
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"samdsk.rounds": 0}, "rounds must be at least 1"),
+        ({"samdsk.rounds": 0}, "rounds must be 1 to 1000"),
+        ({"samdsk.rounds": 2**70}, "rounds must be 1 to 1000"),
         (
             {"samdsk.lower": 2, "samdsk.upper": [3, 1]},
             "lower must be at most upper, not 2 where it is 1, in round 2",

@@ -310,9 +310,11 @@ def test_an_image_without_prediction_leaves_the_others_their_term(
     assert not (targets[1] == IGNORE).all()
 
 
+@pytest.mark.parametrize("before", [0, 2])
 def test_the_teacher_is_asked_no_more_once_it_is_beaten(
-    data: Path, cache: Path, configured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, cache: Path, configured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
 ) -> None:
+    """Steps are counted from the run's first one, pre-training's included."""
     asked: list[int] = []
     ask = semisam.Voice.__call__
 
@@ -325,14 +327,15 @@ def test_the_teacher_is_asked_no_more_once_it_is_beaten(
     verdicts = iter((-1.0, 2.0, -1.0, -1.0))
     monkeypatch.setattr(semisam.Voice, "validate", lambda self, student: next(verdicts))
     watcher = Silent()
-    config = configured("semisam", consistency__switch_off=2, max_steps=12)
+    pretrain = {"pretrain": "simclr", "pretrain_steps": before} if before else {}
+    config = configured("semisam", consistency__switch_off=2, max_steps=12, **pretrain)
     run = train(data, tmp_path / "run", config, watcher, device="cpu", cache=cache)
     assert len(asked) == 8
-    assert run.record.result["teacher_switched_off_step"] == 8
-    assert any("step 8: the teacher is asked no more" in message for message in watcher.messages)
-    weights = [record["lambda_s"] for record in watcher.records]
+    assert run.record.result["teacher_switched_off_step"] == before + 8
+    assert any(f"step {before + 8}: the teacher is asked no more" in message for message in watcher.messages)
+    weights = [record["lambda_s"] for record in watcher.records if "lambda_s" in record]
     assert [weight > 0 for weight in weights] == [True] * 4 + [False] * 2
-    assert [record["step"] for record in log(run) if "teacher_switched_off" in record] == [8]
+    assert [record["step"] for record in log(run) if "teacher_switched_off" in record] == [before + 8]
 
 
 def test_the_teacher_waits_through_the_warm_up_and_stays_where_it_is_better(

@@ -15,6 +15,7 @@ from watching import Interrupted, Watcher
 
 from samdistill.errors import InputRejected, UsageError
 from samdistill.io.dataset import open_dataset
+from samdistill.io.splits import make_split
 from samdistill.phantoms import folder as phantoms
 from samdistill.prompts import Prompts
 from samdistill.refine import BURDEN, Refinement, refine
@@ -166,6 +167,55 @@ def test_burdens_second_student_starts_anew(data: Path, cache: Path, tmp_path: P
 def test_without_unlabelled_images_it_says_so(data: Path, cache: Path, tmp_path: Path) -> None:
     with pytest.raises(InputRejected, match="must have unlabelled images"):
         run(data, tmp_path / "run", cache, strategy="mine", labels=1.0)
+
+
+@pytest.mark.parametrize("strategy", ["mine", "burden", "pseudo-label", "samdsk", "ups", "bcp"])
+def test_what_the_second_phase_needs_is_looked_for_before_the_first(
+    data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    monkeypatch.setattr("samdistill.train.training.fit", lambda *_: pytest.fail("too late"))
+    with pytest.raises(InputRejected, match="must have unlabelled images"):
+        run(data, tmp_path / "none", cache, strategy=strategy, labels=1.0)
+    copy = Path(shutil.copytree(data, tmp_path / "data"))
+    picture = make_split(open_dataset(copy), seed=0, labels=10).train_unlabelled[0].image_path
+    picture.write_bytes(b"no picture")
+    with pytest.raises(InputRejected, match=picture.name):
+        run(copy, tmp_path / "unreadable", cache, strategy=strategy)
+    if strategy in ("mine", "burden", "samdsk"):
+        with pytest.raises(UsageError, match="teacher must be"):
+            run(data, tmp_path / "teacher", cache, strategy=strategy, teacher="professor")
+    if strategy == "bcp":
+        with pytest.raises(UsageError, match="labelled_share must be above 0"):
+            run(data, tmp_path / "share", cache, strategy=strategy, **{"pseudo.labelled_share": 0.0})
+
+
+def test_burden_does_not_train_where_every_pseudo_label_is_held_back(
+    data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samdistill.train.sources.targets_of", lambda *_: None)
+    changes = {"pseudo.loss": "dice-bce", "pseudo.min_iou": 0.9}
+    with pytest.raises(
+        InputRejected, match=r"something in \d+ of .* by --min-iou 0\.9 or --min-agreement 0,"
+    ):
+        run(data, tmp_path / "run", cache, strategy="burden", max_steps=2, **changes)
+
+
+def test_a_class_that_is_held_back_in_every_pseudo_label_is_told_of(
+    data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Stored.pixels_by_class
+
+    def without_the_second(self: Stored) -> tuple[list[int], list[int]]:
+        (one, _, *rest), (other, _, *others) = original(self)
+        return [one, 0, *rest], [other, 0, *others]
+
+    monkeypatch.setattr(Stored, "pixels_by_class", without_the_second)
+    watcher = Watcher()
+    trained = run(data, tmp_path / "run", cache, watcher, **VARIANTS["burden with labels"])
+    assert any(
+        f"warning: no pseudo label shows {trained.class_names[1]!r}: the filters" in text
+        for text in watcher.messages
+    )
 
 
 def test_the_literal_reading_is_the_cached_one_where_views_show_the_whole_frame(data: Path) -> None:
@@ -334,6 +384,8 @@ def test_a_pseudo_label_is_read_back_and_damage_is_named(tmp_path: Path) -> None
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(InputRejected, match="is damaged"):
         store.read("site/a")
+    store.write(PseudoLabel("B\udce4r", one, "abc", 1))  # as Python names a file whose name is not UTF-8
+    assert store.read("B\udce4r").case_id == "B\udce4r"
 
 
 def test_stored_pseudo_labels_are_held_a_byte_a_pixel_and_given_as_targets(
@@ -360,6 +412,10 @@ def test_stored_pseudo_labels_are_held_a_byte_a_pixel_and_given_as_targets(
     assert held is not None
     assert held.nbytes == masks.size
     assert source.pixels_by_class() == ([660, 0], [64 * 64 - 660, 0])
+    with pytest.raises(InputRejected, match=r"found something in 1 of 2 .* --min-iou 0\.95 or"):
+        Stored(frames, store, PseudoConfig(min_iou=0.95)).pixels_by_class()
+    with pytest.raises(InputRejected, match="found nothing in any"):
+        Stored(frames, PseudoStore(tmp_path / "empty"), PseudoConfig()).pixels_by_class()
 
 
 def test_predicting_leaves_the_students_mode_and_statistics(data: Path) -> None:
@@ -389,6 +445,8 @@ def test_predicting_leaves_the_students_mode_and_statistics(data: Path) -> None:
         ({"pseudo.supervised_share": 1.0}, "supervised_share must be"),
         ({"pseudo.labelled_share": 1.0}, "labelled_share must be"),
         ({"pseudo.weight": -1.0}, "weight must be"),
+        ({"pseudo.weight": float("inf")}, "weight must be"),
+        ({"pseudo.refiner": "random-walker", "pseudo.min_iou": 0.5}, "min_iou must be 0 with the random"),
         ({"pseudo.min_confidence": 0.2}, "min_confidence must be"),
         ({"pseudo.nonsense": 1}, "nonsense"),
         ({"refine.prompts.count": 0}, "count must be"),

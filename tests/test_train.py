@@ -24,7 +24,7 @@ from samdistill.io.dataset import open_dataset
 from samdistill.phantoms import folder as phantoms
 from samdistill.train.config import AugmentConfig, TrainConfig, load_config
 from samdistill.train.data import Batches, FrameStore, whole_frames
-from samdistill.train.launch import choose_devices, train
+from samdistill.train.launch import choose_devices, choose_intensity, train
 from samdistill.train.loop import Phase, Validation, _Progress, _rate, fit
 from samdistill.train.losses import IGNORE, SegmentationLoss
 from samdistill.train.run import Run
@@ -187,6 +187,16 @@ def test_a_loss_that_is_no_number_ends_the_run_with_what_to_do(
     with pytest.raises(UsageError, match=r"must stay finite, and became nan .* lower optimiser"):
         train(data, tmp_path / "run", load_config(tiny), Silent(), device="cpu")
     assert not Run.load(tmp_path / "run").record.result
+
+
+def test_weights_that_the_last_step_broke_end_the_run_too(
+    data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samdistill.train.loop._rate", lambda *_: 1e30)
+    config = load_config(tiny, overrides={"max_steps": 1})
+    with pytest.raises(UsageError, match=r"the validation loss must stay finite, and became nan at step 1"):
+        train(data, tmp_path / "run", config, Silent(), device="cpu")
+    assert not (tmp_path / "run" / "student.safetensors").exists()
 
 
 def test_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(
@@ -352,6 +362,15 @@ def test_a_missing_gpu_is_said_and_never_replaced() -> None:
     assert choose_devices("auto", "fp32").kind == "cpu"
 
 
+@pytest.mark.parametrize(("dtype", "kind"), [(np.uint8, "identity"), (np.int8, "percentiles")])
+def test_only_bytes_above_zero_are_taken_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, dtype: Any, kind: str
+) -> None:
+    stack = SimpleNamespace(image=lambda: np.zeros((2, 2), dtype))
+    monkeypatch.setattr("samdistill.train.launch.open_stack", lambda path: stack)
+    assert choose_intensity([Path("a.nii")]).kind == kind
+
+
 def test_half_precision_on_a_cpu_is_refused() -> None:
     with pytest.raises(UsageError, match="fp16 needs a GPU"):
         choose_devices("cpu", "fp16")
@@ -402,7 +421,10 @@ def test_a_start_that_failed_does_not_block_its_folder(data: Path, tiny: Path, t
 def test_a_run_killed_before_its_first_checkpoint_keeps_its_options(
     data: Path, tiny: Path, trained: Run, tmp_path: Path
 ) -> None:
-    (tmp_path / "run.json").write_bytes((trained.path / "run.json").read_bytes())
+    record = json.loads((trained.path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**record, "result": {}}))
+    (tmp_path / "log.jsonl").touch()
+    (tmp_path / "student.safetensors").write_bytes(b"killed between student and checkpoint")
     run = train(data, tmp_path, None, Silent(), device="cpu", resume=True)
     assert run.config == load_config(tiny)
     assert (tmp_path / "student.safetensors").read_bytes() == (
@@ -421,6 +443,43 @@ def test_what_is_left_of_another_run_is_not_gone_on_from(
     config = load_config(tiny, overrides={"seed": 1, "max_steps": 1})
     with pytest.raises(UsageError, match=f"not {Path(part).name} of one"):
         train(data, tmp_path, config, Silent(), device="cpu", resume=resume)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_whose_checkpoint_was_deleted_is_not_written_over(
+    data: Path, tiny: Path, trained: Run, tmp_path: Path, finished: bool, resume: bool
+) -> None:
+    run = shutil.copytree(trained.path, tmp_path / "run")
+    (run / "last.safetensors").unlink()
+    if not finished:
+        record = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps({**record, "result": {}}))
+        (run / "curves.png").unlink()
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(UsageError, match="must hold a whole run or none"):
+        train(data, run, load_config(tiny), Silent(), device="cpu", resume=resume)
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize(("name", "error"), [("run.json", InputRejected), ("log.csv", UsageError)])
+def test_files_of_others_are_not_written_over(
+    data: Path, tiny: Path, tmp_path: Path, name: str, error: type[Exception]
+) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(error, match=name):
+        train(data, tmp_path, load_config(tiny), Silent(), device="cpu")
+    assert (tmp_path / name).read_text() == "{}"
+
+
+def test_resuming_where_no_run_is_trains_nothing_by_default(data: Path, tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no run to resume"):
+        train(data, tmp_path / "run", None, Silent(), device="cpu", resume=True)
+    assert not (tmp_path / "run").exists()
+    watcher = Silent()
+    config = load_config(tiny, overrides={"max_steps": 1})
+    train(data, tmp_path / "run", config, watcher, device="cpu", resume=True)
+    assert "holds no checkpoint to resume from: the run begins" in watcher.messages[0]
 
 
 def test_a_run_goes_on_where_its_data_are_now(data: Path, trained: Run, tmp_path: Path) -> None:

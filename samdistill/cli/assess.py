@@ -47,6 +47,7 @@ def assess(
     if prompts is not None and run is None:
         raise UsageError("--prompts says how a student prompts; say which with --run RUN.")
     import json
+    import sys
 
     import numpy as np
 
@@ -64,6 +65,9 @@ def assess(
     from samdistill.train.run import Run
 
     opened = Run.load(run) if run is not None else None
+    if opened is not None:
+        opened.load_state("student")  # before anything dear: a run without student is told at once
+        opened.tell_if_unfinished(lambda text: print(text, file=sys.stderr))
     dataset = open_dataset(data, class_names=opened.class_names if opened else None)
     cases = _choose(dataset, opened)
     found = len(cases)
@@ -86,11 +90,11 @@ def assess(
         points_per_side=points_per_side,
         seed=seed,
     )
+    out.mkdir(parents=True, exist_ok=True)  # before the work: a place that cannot be had is told at once
     with Steps() as steps:
         result = measure(assessor, cases, tell=steps.tell, seed=seed)
     by_id = {case.id: case for case in cases}
     shown = [answer for name in examples(result) if (answer := assessor.answer(by_id[name])) is not None]
-    out.mkdir(parents=True, exist_ok=True)
     record = {
         **_record(result),
         "teacher": loaded.name,

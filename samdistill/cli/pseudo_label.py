@@ -36,6 +36,11 @@ def pseudo_label(
     for option, value in (("--min-iou", min_iou), ("--min-agreement", min_agreement)):
         if not 0 <= value <= 1:
             raise UsageError(f"{option} must be in [0, 1], not {value}.")
+    if refiner == "random-walker" and min_iou > 0:
+        raise UsageError(
+            f"--min-iou must be left out with the random walker, which predicts no IoU, not {min_iou:g}. Use "
+            "--min-agreement."
+        )
     from dataclasses import replace
 
     from samdistill.cli.steps import Steps
@@ -47,6 +52,7 @@ def pseudo_label(
 
     opened = Run.load(run)
     opened.load_state("student")
+    opened.tell_if_unfinished(lambda text: print(text, file=sys.stderr))
     config = load_prompts(prompts) if prompts else opened.config.refine_or_default
     root, cases = find_images(images, out)
     loaded = load_teacher(teacher or opened.config.teacher, device) if refiner == "teacher" else None
@@ -59,7 +65,9 @@ def pseudo_label(
                 out,
                 loaded,
                 config=config,
-                filters=replace(opened.config.pseudo, min_iou=min_iou, min_agreement=min_agreement),
+                filters=replace(
+                    opened.config.pseudo, refiner=refiner, min_iou=min_iou, min_agreement=min_agreement
+                ),
                 cache=EmbeddingCache(cache or default_folder()),
                 device=device,
                 tell=steps.tell,

@@ -160,7 +160,8 @@ def train(
         "refine.prompts.count": points or None,
         "refine.prompts.spread_px": spread,
         "refine.prompts.box": box,
-        "refine.prompts.keep": components,
+        # Asked about each component, a class must keep them all.
+        "refine.prompts.keep": components or ("all" if per_component else None),
         "refine.prompts.per_component": per_component,
         "refine.prompts.mask_logits": mask_prompt,
     }

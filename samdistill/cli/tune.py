@@ -44,12 +44,13 @@ def tune(
     from samdistill.teacher import load_teacher
     from samdistill.teacher.cache import EmbeddingCache, default_folder
     from samdistill.train.run import Run, alone_in
-    from samdistill.train.tune import FOLDER
+    from samdistill.train.tune import FOLDER, TUNED
     from samdistill.train.tune import tune as search
 
     start = load_prompts(prompts)
     opened = Run.load(run)
     opened.load_state("student")  # before anything dear: a run without student is told at once
+    opened.tell_if_unfinished(lambda text: print(text, file=sys.stderr))
     cases = opened.validation_cases(data)
     loaded = load_teacher(teacher or opened.config.teacher, device) if refiner == "teacher" else None
     folder = opened.path / FOLDER
@@ -71,6 +72,14 @@ def tune(
         print("samdistill: interrupted; the same command continues the search.", file=sys.stderr)
         sys.exit(130)
     _show(found, len(cases))
+    if found.chosen != TUNED:
+        print(f"\nNo trial was better than {found.chosen!r}: the file has these prompts.")
+    if found.replaced is not None:
+        print(
+            f"samdistill: warning: {found.file} held the result of another search, with a higher Dice of "
+            f"{found.replaced:.4f}; the same command as then brings it back without a new trial.",
+            file=sys.stderr,
+        )
     option = "--prompts" if loaded else "--config"
     print(f"\n{found.file}: for `samdistill train {option}`" + (" and `export --prompts`" if loaded else ""))
 

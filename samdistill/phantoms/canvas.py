@@ -126,7 +126,8 @@ class Canvas:
             for _ in range(passes):
                 field = np.float32(2.0) * field + np.roll(field, 1, axis) + np.roll(field, -1, axis)
                 field *= np.float32(0.25)
-            power *= math.comb(4 * passes, 2 * passes) / 4.0 ** (2 * passes)
+            # Of whole numbers: neither fits a float for large pictures.
+            power *= math.comb(4 * passes, 2 * passes) / 4 ** (2 * passes)
         return field * np.float32(1.0 / math.sqrt(power))
 
     def distance(self, x: float, y: float) -> Field:

@@ -139,7 +139,9 @@ class Assessor:
             return None
         image = self.read(case)
         (embedding,) = self.cache.embed(self.teacher, [image])
-        digest = hashlib.sha256(f"{self.seed} {case.id}".encode()).digest()
+        # Names on disk need not be UTF-8.
+        seeded = f"{self.seed} {case.id}".encode(errors="surrogateescape")
+        digest = hashlib.sha256(seeded).digest()
         masks, boxes = self._from_truth(embedding, truth, np.random.default_rng(list(digest)))
         if self.student is not None:
             (maps,) = predict_maps(self.student, [image], self.size, 1)

@@ -7,6 +7,7 @@ size). Knows neither torch nor files other than TOML.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ STRATEGIES = (
     "ups",
     "bcp",
 )
+WITH_TEACHER = ("mine", "burden", "semisam", "semisam-ua-mt", "samdsk")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -226,9 +228,14 @@ class PseudoConfig:
             not self.literal_views or self.schedule == "continuous",
             f"schedule must be continuous with literal_views, which are of a visit, not {self.schedule!r}.",
         )
+        _require(
+            self.refiner == "teacher" or self.min_iou == 0,
+            f"min_iou must be 0 with the random walker, which predicts no IoU, not {self.min_iou}. Use "
+            "min_agreement.",
+        )
         for name in ("walker_margin", "walker_beta"):
             _require(getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}.")
-        _require(self.weight >= 0, f"weight must be at least 0, not {self.weight}.")
+        _require(0 <= self.weight < math.inf, f"weight must be at least 0 and finite, not {self.weight}.")
         _require(
             0 < self.supervised_share < 1,
             f"supervised_share must be between 0 and 1, not {self.supervised_share}.",
@@ -285,7 +292,7 @@ class TrainConfig:
         "fp32", "bf16", "fp16", or "auto": bf16 where the hardware computes in it, fp16 on other GPUs, else
         fp32.
     intensity
-        The rule from raw pixels to uint8; None chooses identity for 8-bit data, else percentiles 0.5..99.5.
+        The rule from raw pixels to uint8; None chooses identity for uint8 data, else percentiles 0.5..99.5.
     pretrain, pretrain_steps
         "simclr": the encoder learns from all images first, for that many further steps; or "none".
     teacher
@@ -326,6 +333,11 @@ class TrainConfig:
     def refine_or_default(self) -> RefineConfig:
         """How the student's answers are put to the teacher."""
         return self.refine or REFINE.get(self.strategy, MINE)
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether a teacher is asked."""
+        return self.strategy in WITH_TEACHER and self.pseudo.refiner == "teacher"
 
     def __post_init__(self) -> None:
         _require(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -88,23 +89,18 @@ def train(
     Raises
     ------
     UsageError
-        When the folder holds a run already, the configuration changed, its prompts have thresholds of other
-        classes, or another process trains there.
+        When the folder holds a run already or parts of one, or none to resume and no configuration is given,
+        the configuration changed, its prompts have thresholds of other classes, or another process trains
+        there.
     InputRejected
         When the data cannot be used.
     DeviceUnavailable
         When "cuda" is asked for and there is none.
     """
-    # A run that was stopped before its first checkpoint has nothing to continue, and is started anew.
     started_before = (out / "run.json").is_file() and (out / "last.safetensors").is_file()
     if started_before and not resume:
         raise UsageError(f"{out} holds a run already; continue it with --resume or choose another folder.")
-    parts = ("last.safetensors", "phase-*.safetensors", "pseudo/[0-9]*")
-    if not started_before and (left := [path.name for part in parts for path in out.glob(part)]):
-        raise UsageError(
-            f"{out} must hold a whole run or none, not {left[0]} of one whose record or last checkpoint is "
-            "gone: it would be gone on from. Choose another folder."
-        )
+    begun = None if started_before else _begun(out)
     if config is not None:
         config = _located(config)
     recorded = Run.load(out) if started_before else None
@@ -114,8 +110,10 @@ def train(
         if recorded.record.result:
             watcher.on_message(f"{out} is finished; nothing to resume.")
             return recorded
-    elif config is None and resume and (out / "run.json").is_file():
-        config = Run.load(out).config  # no checkpoint yet, but it is known what was wanted
+    elif config is None and resume:
+        if begun is None:
+            raise UsageError(f"{out} holds no run to resume. Name a run's folder, or leave out --resume.")
+        config = begun.config  # no checkpoint yet, but it is known what was wanted
     config = config or TrainConfig()
     devices = choose_devices(device, config.precision)
     if recorded is not None and vars(devices) != recorded.record.devices:
@@ -132,6 +130,8 @@ def train(
     fabric.launch()
     if fabric.global_rank > 0:
         watcher = _Nobody()
+    if resume and recorded is None:
+        watcher.on_message(f"{out} holds no checkpoint to resume from: the run begins")
     torch.manual_seed(config.seed)
     if config.batch < 2 * fabric.world_size:
         raise UsageError(
@@ -172,11 +172,35 @@ def train(
 
         started = time.perf_counter()
         training = Training(run, fabric, split, watcher, cache=cache, audit=audit)
+        training.check_needs()
         RUNNERS[config.strategy](training)
         if fabric.global_rank == 0:
             _finish(run, time.perf_counter() - started)
         fabric.barrier()
     return Run.load(out)
+
+
+def _begun(out: Path) -> Run | None:
+    """The run that was stopped before its first checkpoint, to be started anew; None where none was begun.
+
+    Raises
+    ------
+    UsageError
+        When the folder holds anything else that a run would write over or go on from.
+    """
+    run = Run.load(out) if (out / "run.json").is_file() else None
+    log = out / "log.jsonl"
+    # The first student is written just before the first checkpoint, and the log has its first line after it.
+    early = run is not None and not run.record.result and not (log.is_file() and log.stat().st_size)
+    parts = ["last.safetensors", "phase-*.safetensors", "pseudo/[0-9]*", "curves.png"]
+    if not early:
+        parts += ["student.safetensors", "log.jsonl", "log.csv", "run.json"]
+    if left := [path.name for part in parts for path in out.glob(part)]:
+        raise UsageError(
+            f"{out} must hold a whole run or none, not {left[0]} of one whose record or last checkpoint is "
+            "gone: it would be gone on from, or written over. Choose another folder."
+        )
+    return run
 
 
 def _located(config: TrainConfig) -> TrainConfig:
@@ -222,8 +246,8 @@ def choose_devices(device: str, precision: str) -> Devices:
 
 
 def choose_intensity(paths: list[Path]) -> IntensityRule:
-    """Identity where every image is 8 bits deep, else the percentiles 0.5 to 99.5 of each image."""
-    if all(open_stack(path).image().dtype.itemsize == 1 for path in dict.fromkeys(paths)):
+    """Identity where every image is uint8, else the percentiles 0.5 to 99.5 of each image."""
+    if all(open_stack(path).image().dtype == np.uint8 for path in dict.fromkeys(paths)):
         return IntensityRule()
     return IntensityRule("percentiles", 0.5, 99.5)
 

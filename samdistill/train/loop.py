@@ -186,11 +186,7 @@ def fit(
             torch.manual_seed(hash((config.seed, progress.before + step)) % 2**63)
             loss, told = objective.loss(model, step)
             value = float(loss.detach())
-            if not math.isfinite(value):
-                raise UsageError(
-                    f"the loss must stay finite, and became {value} at step {step} of {phase.name}. Start a "
-                    "new run with a lower optimiser.learning_rate, or in precision fp32."
-                )
+            _check_finite("loss", value, step, phase)
             optimiser_.zero_grad()
             fabric.backward(loss)
             optimiser_.step()
@@ -203,6 +199,8 @@ def fit(
         own = validate(student, validation, loss_of, config.batch) if fabric.global_rank == 0 else None
         measured = fabric.broadcast(own)
         assert measured is not None
+        # A step can break the weights after its own loss was sound.
+        _check_finite("validation loss", measured.loss, progress.step + len(losses), phase)
         progress.finish_epoch(measured, len(losses), optimiser_config, keep_last=config.keep == "last")
         record = {
             "phase": phase.name,
@@ -221,6 +219,14 @@ def fit(
             _save(run, student, networks, optimiser, progress, objective)
         fabric.barrier()
         listener.on_epoch(record)
+
+
+def _check_finite(name: str, value: float, step: int, phase: Phase) -> None:
+    if not math.isfinite(value):
+        raise UsageError(
+            f"the {name} must stay finite, and became {value} at step {step} of {phase.name}. Start a new "
+            "run with a lower optimiser.learning_rate, or in precision fp32."
+        )
 
 
 def _any_number(values: list[float]) -> bool:

@@ -32,7 +32,7 @@ from samdistill.errors import InputRejected, UsageError
 from samdistill.inference.sources import root_of
 from samdistill.io.dataset import Case, open_dataset
 from samdistill.io.dataset_toml import DATASET_TOML
-from samdistill.io.files import atomic_write, sha256_file, walk_visible, write_text
+from samdistill.io.files import atomic_write, sha256_file, walk_visible, write_bytes, write_text
 from samdistill.io.images import write_mask
 from samdistill.io.masks import MaskCode
 from samdistill.io.stack import format_of, open_stack, stem
@@ -94,7 +94,7 @@ def find_images(images: Path, out: Path) -> tuple[Path, list[Case]]:
     InputRejected
         When there is nothing to label, or two pictures have one name.
     """
-    root = root_of(images)
+    root = root_of(images, out)
     if root != images:
         dataset = open_dataset(images, infer_classes=False)
         if not dataset.unlabelled:
@@ -242,6 +242,22 @@ def why_unlabelled(
     return None
 
 
+def read_reason(out: Path, case_id: str) -> str | None:
+    """Why an image of a folder got no mask, by its JSON; None where it got one.
+
+    Raises
+    ------
+    InputRejected
+        When the JSON is missing or damaged.
+    """
+    path = _record_path(out, case_id)
+    try:
+        reason = json.loads(path.read_text(encoding="utf-8"))["reason"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputRejected(f"{path} is damaged: {error}. Delete it to have it made again.") from error
+    return None if reason is None else str(reason)
+
+
 def _begin(run: Run, cases: Sequence[Case], out: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or see that it was begun with the same settings."""
     path = out / SETTINGS
@@ -264,7 +280,7 @@ def _begin(run: Run, cases: Sequence[Case], out: Path, settings: dict[str, Any])
     names = ", ".join(json.dumps(name, ensure_ascii=False) for name in run.class_names)
     toml = f"# Pseudo labels by samdistill; {SETTINGS} says how they were made.\nclasses = [{names}]\n"
     if any(case.group != case.id for case in cases):
-        write_text(out / GROUPS, "case,group\n" + _group_rows(cases, ["case", "group"]))
+        _write_groups(out / GROUPS, "case,group\n" + _group_rows(cases, ["case", "group"]))
         toml += f'\n[table]\nfile = "{GROUPS}"\ngroup = "group"\n'
     write_text(out / DATASET_TOML, toml)
     write_text(path, json.dumps(settings, indent=1) + "\n")
@@ -280,7 +296,7 @@ def _extend_groups(out: Path, cases: Sequence[Case]) -> None:
             )
         return
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
         reader = csv.DictReader(io.StringIO(text, newline=""))
         known = {row["case"] for row in reader}
         columns = list(reader.fieldnames or [])
@@ -288,7 +304,11 @@ def _extend_groups(out: Path, cases: Sequence[Case]) -> None:
     except (KeyError, ValueError, csv.Error) as error:
         raise InputRejected(f"{path} must be a table with the columns case and group: {error}.") from error
     if rows:
-        write_text(path, text + ("" if text.endswith("\n") else "\n") + rows)
+        _write_groups(path, text + ("" if text.endswith("\n") else "\n") + rows)
+
+
+def _write_groups(path: Path, text: str) -> None:
+    write_bytes(path, text.encode(errors="surrogateescape"))  # names on disk need not be UTF-8
 
 
 def _group_rows(cases: Sequence[Case], columns: Sequence[str]) -> str:
@@ -412,7 +432,7 @@ def _count(out: Path, cases: Sequence[Case], failed: dict[str, str]) -> Counts:
     labelled, unlabelled = 0, dict[str, int]()
     for case in cases:
         if case.id not in failed:
-            reason = json.loads(_record_path(out, case.id).read_text(encoding="utf-8"))["reason"]
+            reason = read_reason(out, case.id)
             if reason is None:
                 labelled += 1
             else:

@@ -14,7 +14,7 @@ from samdistill.report.pages import run_sections
 from samdistill.report.pseudo import Labels, pseudo_sections
 from samdistill.train.admission import read_records
 from samdistill.train.launch import choose_intensity
-from samdistill.train.pseudo_folder import STORE
+from samdistill.train.pseudo_folder import STORE, read_reason
 from samdistill.train.run import Run
 from samdistill.train.store import PseudoStore
 
@@ -77,15 +77,8 @@ def folder_report(folder: Path) -> list[Section]:
     cases = {case.id: case for case in dataset.cases if case.id in store}
     if not cases:
         raise InputRejected(f"{folder} must hold pseudo labels, and holds none yet.")
-    reasons = {}
-    for case_id in cases:
-        path = folder / STORE / f"{case_id}.json"
-        try:
-            reason = json.loads(path.read_text(encoding="utf-8"))["reason"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputRejected(f"{path} is damaged: {error}. Delete it to have it made again.") from error
-        if reason is not None:
-            reasons[case_id] = str(reason)
+    found = {case_id: read_reason(folder, case_id) for case_id in cases}
+    reasons = {case_id: reason for case_id, reason in found.items() if reason is not None}
     intensity = choose_intensity([case.image_path for case in cases.values()])
     return pseudo_sections(_labels(store, cases, intensity, dataset.class_names, reasons))
 

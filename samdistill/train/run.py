@@ -183,6 +183,11 @@ class Run:
         writer.writerows(history)
         write_bytes(self.path / "log.csv", text.getvalue().encode())
 
+    def tell_if_unfinished(self, tell: Callable[[str], None]) -> None:
+        """Say so where the run was stopped or is still under way: a better student may come."""
+        if not self.record.result:
+            tell(f"{self.path} is not finished: its best student so far is taken")
+
     def load_student(self) -> Student:
         """The best student: float32, in eval mode, on the CPU."""
         student = Student(self.config.student, len(self.class_names))

@@ -14,6 +14,9 @@ Bounds = tuple[int, int]
 """Least and most of a class in an image."""
 
 
+MAX_ROUNDS = 1000
+
+
 @dataclass(frozen=True)
 class ProposalsConfig:
     """How proposals are made, `[samdsk.proposals]`: thresholds so low that all there is comes through.
@@ -109,8 +112,8 @@ class SamdskConfig:
     proposals: ProposalsConfig = field(default_factory=ProposalsConfig)
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ValueError(f"rounds must be at least 1, not {self.rounds}.")
+        if not 1 <= self.rounds <= MAX_ROUNDS:
+            raise ValueError(f"rounds must be 1 to {MAX_ROUNDS}, not {self.rounds}.")
         for name in ("lower", "upper"):
             values = _numbers(getattr(self, name))
             if not values or min(values) < 0:

@@ -109,18 +109,37 @@ class Stored:
         return warped([targets for targets, _ in found], drawn), _mean([numbers for _, numbers in found])
 
     def pixels_by_class(self) -> tuple[list[int], list[int]]:
-        """Foreground and background pixels of each class over all pseudo labels, in the canonical frame."""
+        """Foreground and background pixels of each class over all pseudo labels, in the canonical frame.
+
+        Raises
+        ------
+        InputRejected
+            When no image has a pseudo label.
+        """
         found = [
             targets for index in range(len(self._frames)) if (targets := self._targets(index)[0]) is not None
         ]
         if not found:
-            raise InputRejected(
-                "the student found nothing in any unlabelled image, so there is no pseudo label to learn "
-                "from. Train its first phase for longer or with more labels."
-            )
+            raise InputRejected(self._why_none())
         positive = np.sum([(one == 1).sum(axis=(1, 2)) for one in found], axis=0)
         negative = np.sum([(one == 0).sum(axis=(1, 2)) for one in found], axis=0)
         return positive.tolist(), negative.tolist()
+
+    def _why_none(self) -> str:
+        """Why no image has a pseudo label, and what to do."""
+        kept = [case.id for case in self._frames.cases if case.id in self._store]
+        asked = sum(not self._store.read(case_id).refinement.empty for case_id in kept)
+        if not asked:
+            return (
+                "the student found nothing in any unlabelled image, so there is no pseudo label to learn "
+                "from. Train its first phase for longer or with more labels."
+            )
+        return (
+            f"the student found something in {asked} of {len(self._frames)} unlabelled images, but each "
+            f"pseudo label is empty or held back by --min-iou {self._config.min_iou:g} or --min-agreement "
+            f"{self._config.min_agreement:g}, so there is none to learn from. Lower these, or train the "
+            "student's first phase for longer or with more labels."
+        )
 
     def _targets(self, index: int) -> tuple[npt.NDArray[np.int8] | None, dict[str, float]]:
         if index not in self._held:

@@ -107,8 +107,9 @@ class PseudoStore:
         yield from sorted(labels, key=lambda label: label.case_id)
 
     def _path(self, case_id: str) -> Path:
-        # Ids may hold slashes and be longer than a file name may.
-        return self.folder / f"{hashlib.sha256(case_id.encode()).hexdigest()[:24]}.safetensors"
+        # Ids may hold slashes, be longer than a file name may, and need not be UTF-8.
+        digest = hashlib.sha256(case_id.encode(errors="surrogateescape")).hexdigest()
+        return self.folder / f"{digest[:24]}.safetensors"
 
 
 def _read(path: Path) -> PseudoLabel:

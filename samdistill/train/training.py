@@ -92,6 +92,13 @@ class Training:
             )
         return self._store(self.split.train_unlabelled)
 
+    def check_needs(self) -> None:
+        """Read what the strategy cannot do without: what is missing is told before hours of training."""
+        if self.config.strategy != "supervised":
+            self.unlabelled  # noqa: B018
+        if self.config.asks_teacher:
+            self.teacher  # noqa: B018
+
     @cached_property
     def images(self) -> FrameStore:
         """All training images, labels unread."""

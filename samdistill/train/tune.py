@@ -26,12 +26,12 @@ from optuna.trial import TrialState
 
 from samdistill.arrays import Masks, ProbabilityMaps
 from samdistill.components import clean
-from samdistill.config import to_dict
+from samdistill.config import to_dict, to_toml
 from samdistill.errors import InputRejected
 from samdistill.io.dataset import Case
 from samdistill.io.files import sha256_file, write_text
 from samdistill.prompts import PromptConfig
-from samdistill.refine import BURDEN, MINE, RefineConfig, check_thresholds
+from samdistill.refine import BURDEN, RefineConfig, check_thresholds
 from samdistill.statistics import Estimate, bootstrap_mean, paired_difference
 from samdistill.teacher import Teacher
 from samdistill.teacher.cache import EmbeddingCache
@@ -41,6 +41,7 @@ from samdistill.train.run import Run
 from samdistill.train.tune_spaces import UNCHANGED, Params, Space, TeacherSpace, WalkerSpace
 
 FOLDER = "tune"
+TUNED = "tuned"
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,17 @@ class Tuning:
     Attributes
     ----------
     rows
-        The student alone, what was not tuned, and last the best.
+        The student alone, what was not tuned, and last the best trial.
     params, importance
-        Of the best; how much each decided between the best tenth of the trials and the others.
+        Of the best trial; how much each decided between the best tenth of the trials and the others.
     trials
         How many there are by now.
     file
         The TOML that was written.
+    chosen
+        Name of the row that it holds: the best trial's, or of what was not tuned where that is better.
+    replaced
+        Dice of what an earlier search had left there, where that was better; else None.
     """
 
     rows: tuple[Row, ...]
@@ -83,6 +88,8 @@ class Tuning:
     importance: dict[str, float]
     trials: int
     file: Path
+    chosen: str = TUNED
+    replaced: float | None = None
 
 
 def tune(
@@ -176,27 +183,38 @@ def tune(
         ),
         row("student, cleaned", cleaned),
     ]
+    best = dict(study.best_params)
+    texts = {TUNED: space.text(best)}
     if isinstance(space, TeacherSpace):
-        for name, paper in (("mine, untuned", MINE), ("burden, untuned", BURDEN)):
-            own = TeacherSpace(embedded, paper)
-            fixed = own.unchanged
+        for name, config in space.untuned.items():
+            texts[name] = to_toml(to_dict(config))
             rows.append(
                 row(
                     name,
                     validation.score_all(
-                        lambda i, maps, space=own, fixed=fixed: [  # type: ignore[misc]
-                            one.masks for one in space.refine(fixed, i, maps)
+                        lambda i, maps, config=config: [  # type: ignore[misc]
+                            one.masks for one in space.refine_by(config, i, maps)
                         ]
                     ),
                 )
             )
     else:
         rows.append(row("random walker, untuned", dice(space.first_trials[0])))
-    best = dict(study.best_params)
-    rows.append(row("tuned", dice(best)))
+    rows.append(row(TUNED, dice(best)))
+    # Trials combine passes and components anew: what is not tuned as a whole need not be among them.
+    chosen = max((one for one in reversed(rows) if one.name in texts), key=lambda one: one.dice.mean)
     file = folder / space.file
-    write_text(file, _heading(rows[-1], len(cases), len(_complete(study))) + space.text(best))
-    tuning = Tuning(tuple(rows), best, _importance(study), len(_complete(study)), file)
+    before = _dice_before(file.with_suffix(".json"))
+    write_text(file, _heading(chosen, len(cases), len(_complete(study))) + texts[chosen.name])
+    tuning = Tuning(
+        tuple(rows),
+        best,
+        _importance(study),
+        len(_complete(study)),
+        file,
+        chosen.name,
+        before if before is not None and before > chosen.dice.mean else None,
+    )
     write_text(file.with_suffix(".json"), json.dumps(_plain(tuning), indent=1) + "\n")
     return tuning
 
@@ -211,6 +229,8 @@ def _study(journal: Path, name: str) -> optuna.Study:
         )
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)
+        while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):  # will be put in again
+            study.tell(study.ask(), state=TrialState.FAIL)
     except (ValueError, KeyError) as error:
         raise InputRejected(f"{journal} is damaged: {error}. Delete it to begin anew.") from error
     return study
@@ -265,9 +285,20 @@ def _threshold(start: RefineConfig, maps: ProbabilityMaps) -> npt.NDArray[np.flo
     return np.broadcast_to(np.asarray(start.prompts.threshold, np.float32), (len(maps),))[:, None, None]
 
 
+def _dice_before(record: Path) -> float | None:
+    """Dice of what an earlier search left beside this record; None where there is nothing to read."""
+    try:
+        values = json.loads(record.read_text(encoding="utf-8"))
+        means = {row["name"]: float(row["dice"]["mean"]) for row in values["rows"]}
+        return means[values.get("chosen", TUNED)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _heading(best: Row, images: int, trials: int) -> str:
+    found = "Found" if best.name == TUNED else f"The prompts '{best.name}', better than any trial: found"
     return (
-        f"# Found by samdistill tune in {trials} trials on {images} validation images: "
+        f"# {found} by samdistill tune in {trials} trials on {images} validation images: "
         f"Dice {best.dice.mean:.4f}, {best.gain.mean:+.4f} over the student's cleaned mask.\n"
     )
 
@@ -292,4 +323,5 @@ def _plain(tuning: Tuning) -> dict[str, Any]:
         "params": tuning.params,
         "importance": tuning.importance,
         "trials": tuning.trials,
+        "chosen": tuning.chosen,
     }

@@ -17,7 +17,7 @@ from samdistill.arrays import Image, ProbabilityMaps
 from samdistill.components import MAX_RADIUS, Keep, Morphology
 from samdistill.config import to_dict, to_toml
 from samdistill.prompts import PromptConfig
-from samdistill.refine import BURDEN, MINE, RefineConfig, Refinement
+from samdistill.refine import BURDEN, MINE, RefineConfig, Refinement, suited
 from samdistill.train.embedded import EmbeddedCases
 from samdistill.train.pseudo import TeacherRefiner
 from samdistill.train.random_walker import RandomWalkerRefiner
@@ -46,7 +46,7 @@ class Space(Protocol):
 
     @property
     def first_trials(self) -> list[dict[str, Any]]:
-        """What is tried before anything is searched, so that the search cannot end below it."""
+        """What is tried before anything is searched."""
         ...
 
     def refine(
@@ -74,8 +74,17 @@ class TeacherSpace:
     file = "prompts.toml"
 
     def __init__(self, embedded: EmbeddedCases, start: RefineConfig) -> None:
+        preprocessing = embedded.teacher.preprocessing
+        start = suited(start, preprocessing)
         self._embedded, self._start = embedded, start
-        self._boxes_only = embedded.teacher.preprocessing == "medsam"
+        self._boxes_only = preprocessing == "medsam"
+        self.untuned = {
+            "mine, untuned": suited(MINE, preprocessing),
+            "burden, untuned": suited(BURDEN, preprocessing),
+        }
+        """What the search is to be better than, by the name of its row."""
+        if start not in self.untuned.values():
+            self.untuned["start, untuned"] = start
         self.distributions: dict[str, BaseDistribution] = {
             **MORPHOLOGY,
             "components": CategoricalDistribution(COMPONENTS),
@@ -128,7 +137,13 @@ class TeacherSpace:
         self, params: Params, indices: Sequence[int], maps: Sequence[ProbabilityMaps]
     ) -> list[Refinement]:
         """One decoder call a pass."""
-        return TeacherRefiner(self._embedded, self.config(params))(indices, [], maps)
+        return self.refine_by(self.config(params), indices, maps)
+
+    def refine_by(
+        self, config: RefineConfig, indices: Sequence[int], maps: Sequence[ProbabilityMaps]
+    ) -> list[Refinement]:
+        """The same by any configuration."""
+        return TeacherRefiner(self._embedded, config)(indices, [], maps)
 
     def text(self, params: Params) -> str:
         """A RefineConfig."""

@@ -64,13 +64,15 @@ class BidirectionalPaste(Objective):
         Whose images and configuration.
     student
         As it begins the phase.
+    batches
+        What it learns from.
     """
 
-    def __init__(self, training: Training, student: Student) -> None:
+    def __init__(self, training: Training, student: Student, batches: HalvedBatches) -> None:
         config = training.config
         # The public code gives the average the pictures as they are.
         self._ema = Ema(student, training.fabric, replace(config.consistency, noise=0.0))
-        self._batches = HalvedBatches(training)
+        self._batches = batches
         self._loss, self._config = supervised_loss(training), config.bcp
 
     def networks(self) -> dict[str, nn.Module]:
@@ -132,6 +134,7 @@ def largest(masks: torch.Tensor) -> torch.Tensor:
 def bcp(training: Training) -> None:
     """Two phases of one student."""
     first, second = training.steps(training.config.pseudo.supervised_share)
+    batches = HalvedBatches(training)  # refuses a share of 0 before the first phase, not after it
     student = training.new_student()
     if training.config.pretrain == "simclr":
         pretrain(training, student)
@@ -146,7 +149,7 @@ def bcp(training: Training) -> None:
     student.load_state_dict(training.best_of_phase(0))
     training.fit(
         student,
-        BidirectionalPaste(training, student),
+        BidirectionalPaste(training, student, batches),
         name="bcp",
         number=1,
         images=len(training.labelled) + len(training.unlabelled),

@@ -7,6 +7,8 @@ on the pseudo labels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from samdistill.train.losses import WeightedBCE
 from samdistill.train.sources import Stored, make_labels
 from samdistill.train.store import PseudoStore
@@ -23,13 +25,15 @@ def burden(training: Training) -> None:
     make_labels(training, student, choose_refiner(training), store)
     labelled = labelled_images(training, default=0.0)
     source = Stored(training.unlabelled, store, config.pseudo)
+    positive, negative = source.pixels_by_class()  # whatever the loss is: there must be something to learn
+    _tell_of_unlearned_classes(training, positive, negative)
     weighted = config.pseudo.loss != "dice-bce"
     objective = mixed(
         training,
         source,
         labelled=labelled,
         weight=config.pseudo.weight if labelled else 1.0,
-        pseudo_loss=WeightedBCE(*source.pixels_by_class()) if weighted else training.loss,
+        pseudo_loss=WeightedBCE(positive, negative) if weighted else training.loss,
     )
     training.fit(
         training.new_student(1),
@@ -39,3 +43,18 @@ def burden(training: Training) -> None:
         images=len(training.unlabelled),
         steps=second,
     )
+
+
+def _tell_of_unlearned_classes(training: Training, positive: Sequence[int], negative: Sequence[int]) -> None:
+    """Say which classes no pseudo label shows: the second student begins without what the first one knew."""
+    for name, shown, background in zip(training.run.class_names, positive, negative, strict=True):
+        if not shown:
+            why = (
+                "it is background in all that count, or held back"
+                if background
+                else "the filters or empty answers of the teacher hold it back in all"
+            )
+            training.watcher.on_message(
+                f"warning: no pseudo label shows {name!r}: {why}. The second student does not learn it from "
+                "them; lower --min-iou and --min-agreement, or train the first phase for longer."
+            )

@@ -84,8 +84,10 @@ class SemiSam(MeanTeacher):
         if self.beaten < patience:
             return {"teacher_val_dice": teacher}
         self.switched_off = self._done
+        config = self._training.config  # the log counts the steps of pre-training, too
+        step = self._done + (config.pretrain_steps if config.pretrain != "none" else 0)
         self._training.watcher.on_message(
-            f"step {self._done}: the teacher is asked no more; validation Dice of the student "
+            f"step {step}: the teacher is asked no more; validation Dice of the student "
             f"{measured.dice:.3f}, of the teacher {teacher:.3f}"
         )
         return {"teacher_val_dice": teacher, "teacher_switched_off": 1.0}
