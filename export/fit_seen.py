@@ -102,5 +102,4 @@ def see(predictor: Predictor, case: Case, pixels: Pixels, reference: Reference) 
 
 
 def _found(masks: Masks, truth: Masks, ignored: Mask) -> npt.NDArray[np.bool_]:
-    found: npt.NDArray[np.bool_] = ((masks | truth) & ~ignored).any(axis=(1, 2))
-    return found
+    return np.array([one.any() for one in (masks | truth) & ~ignored])
