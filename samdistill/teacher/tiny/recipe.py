@@ -160,10 +160,10 @@ def promptable_loss(
     logits2, scores2 = forward(model, unsure(embeddings[images[keep]], generator), again)
     none = torch.zeros(len(keep), dtype=torch.bool)
     loss2, parts2 = round_loss(logits2, scores2, target[keep], weight[keep], none)
-    # No worse than the mask it was given: what a second round loses counts three times.
+    # No worse than the mask it was given: what a second round loses counts four times.
     before = mask_loss(best, target[keep], weight[keep])
     worse = (mask_loss(logits2[:, 0], target[keep], weight[keep]) - before).clamp(min=0)
-    loss = loss + second * (loss2 + 2 * worse.mean())
+    loss = loss + second * (loss2 + 3 * worse.mean())
     parts["second"] = parts2["iou"]
     parts["second_gain"] = parts2["iou"] - float(ious(best, target[keep]).mean())
     parts["worse"] = float(worse.detach().mean())
@@ -271,7 +271,7 @@ def next_prompt(
     logits: torch.Tensor,
     generator: torch.Generator,
 ) -> PromptBatch:
-    """The last logits as mask, with points, the box kept (45 %).
+    """The last logits as mask, with points, the box kept (55 %).
 
     The points: the middle of the last mask, as one asks without knowing the truth (55 %); or one from the
     error region or none, and up to two of the object.
@@ -291,7 +291,7 @@ def next_prompt(
     count = torch.randint(0, 3, (n,), generator=generator) * ~central
     points[:, 1:3] = inside
     labels[:, 1:3] = torch.where(torch.arange(2)[None] < count[:, None], 1, UNUSED)
-    has_box = before.has_box & (torch.rand(n, generator=generator) < 0.45)
+    has_box = before.has_box & (torch.rand(n, generator=generator) < 0.55)
     labels[:, 3] = torch.where(has_box, UNUSED, -1)
     return PromptBatch(
         points, labels, before.boxes, has_box, logits[:, None], torch.rand(n, generator=generator) < 0.9

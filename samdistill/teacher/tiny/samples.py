@@ -32,6 +32,7 @@ LEAST_PX = 12  # of an object, in the sampler's frame
 WHOLE = {"pictures": 0.35, "nuclei": 0.85, "nerves": 0.75, "fetal_head": 0.6}
 BENT = {"pictures": 0.0, "nuclei": 0.4, "nerves": 0.45, "fetal_head": 0.0}
 RECOLOURED = {"pictures": 0.8, "nuclei": 0.6, "nerves": 0.4, "fetal_head": 0.4}
+LARGE = 0.25  # of the made-up pictures that are cut: an object fills the window, as a near polyp does
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -275,8 +276,10 @@ def _zoom(
 ) -> npt.NDArray[np.float64]:
     """Turn, flip and scale about the chosen object so that it takes a chosen share of the window."""
     share = rng.uniform(0.2, 0.75) if rng.random() < 0.65 else np.exp(rng.uniform(np.log(0.06), np.log(0.95)))
+    if name == "pictures" and rng.random() < LARGE:
+        share = rng.uniform(0.8, 1.3)
     extent = max(box[2] - box[0], box[3] - box[1])
-    limits = {"pictures": (0.55, 3.0), "nuclei": (0.7, 7.0)}.get(name, (0.35, 3.0))
+    limits = {"pictures": (0.55, 4.0), "nuclei": (0.7, 7.0)}.get(name, (0.35, 3.0))
     scale = np.clip(share * content.min() / extent, *limits)
     angle = rng.uniform(0, 2 * np.pi) if rng.random() < 0.5 else rng.normal(0, 0.1)
     stretch = np.exp(rng.normal(0, 0.12))
