@@ -1,14 +1,24 @@
-"""A run whose student is known: discs of light on dark ground, and a student that sees light."""
+"""A run whose student is known, and calls on it: discs of light on dark ground, a student that sees light."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from PIL import Image
+from test_train import Silent
 from torch import nn
+from typer.testing import CliRunner, Result
+
+from samdistill.cli.app import app
+from samdistill.errors import SamdistillError
+from samdistill.train.config import load_config
+from samdistill.train.launch import train
+from samdistill.train.run import Run
 
 CONFIG = """
 preset = "light"
@@ -70,3 +80,43 @@ def write_data(folder: Path, *, classes: int = 1, labelled: int = 10, unlabelled
                 Image.fromarray(disc(index, channel)).save(one / f"{index:02d}.png")
     (folder / "dataset.toml").write_text(f"classes = {names}\n")
     return folder
+
+
+def trained(folder: Path, classes: int) -> Path:
+    """A real run of one step; what its student answers is replaced in `student`."""
+    data = write_data(folder / "data", classes=classes)
+    (folder / "tiny.toml").write_text(CONFIG)
+    return train(data, folder / "run", load_config(folder / "tiny.toml"), Silent(), device="cpu").path
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("single"), 1)
+
+
+@pytest.fixture(autouse=True)
+def student(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Run, "load_student", lambda self: SeesLight(len(self.class_names)).eval())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def run(single: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(single, tmp_path / "run"))
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def done(*words: object) -> str:
+    result = call(*words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.output
+
+
+def refused(error: type[SamdistillError], *words: object) -> str:
+    result = call(*words)
+    assert type(result.exception) is error, (result.output, result.exception)
+    return str(result.exception)

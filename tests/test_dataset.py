@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_inference import forbid
+from test_infer_sources import forbid
 
 from samdistill.errors import InputRejected
 from samdistill.inference import gather
