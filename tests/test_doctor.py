@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import fake_gpu
 import pytest
@@ -17,7 +17,9 @@ import samdistill.doctor as doctor
 from samdistill.doctor import Finding, examine
 from samdistill.errors import DeviceUnavailable
 from samdistill.plans import plans_folder
+from samdistill.runtime import load_error
 from samdistill.runtime.cuda import find_gpu, nvidia_driver
+from samdistill.runtime.onnxruntime import cuda_built_for
 
 
 def by_name() -> dict[str, Finding]:
@@ -191,3 +193,12 @@ def test_the_command_prints_each_finding_and_ends_with_6_where_something_is_wron
     assert [one["what"] for one in json.loads(done.stdout)["findings"] if one["status"] == "wrong"] == [
         "cache"
     ]
+
+
+def test_what_an_uninstalled_wheel_left_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both wheels share a folder: without one of them the other's import finds an empty package."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
+    sys.modules["onnxruntime"].__file__ = None
+    assert "install it anew" in str(load_error("onnxruntime"))
+    with pytest.raises(DeviceUnavailable, match="onnxruntime must be installed, and whole"):
+        cuda_built_for()
