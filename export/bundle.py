@@ -133,8 +133,8 @@ def export_run(
     out = _named(Path(out))
     check_target(out, force=force)
     opened = Run.load(run)
-    if progress is not None and not opened.record.result:
-        progress.on_message(f"{run} is not finished: its best student so far goes in")
+    if progress is not None:
+        opened.tell_if_unfinished(progress.on_message)
     source = Source(
         opened.load_student(),
         opened.class_names,

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from samdistill.arrays import Mask, Masks
+from samdistill.arrays import Masks
 from samdistill.evaluation import channel_order
 from samdistill.export.fit_calibration import Pixels
 from samdistill.export.fit_rules import Vector
 from samdistill.geometry import ModelFrame
 from samdistill.io.dataset import Case
 from samdistill.manifest_quality import Reference
-from samdistill.metrics import dice_per_class
+from samdistill.metrics import dice_per_class, found_classes
 from samdistill.predictor import Predictor
 from samdistill.quality import Numbers, sampled, shape_numbers
 from samdistill.refined import Refined
@@ -37,7 +37,7 @@ class Seen:
     dice, refined_dice
         (C,) of both.
     found, refined_found
-        (C,) bool: whether the class is in the truth or in the answer, for `metrics.found_dice`.
+        (C,) bool, `metrics.found_classes` of both.
     empty
         Whether the student found nothing.
     shapes
@@ -84,7 +84,7 @@ def see(predictor: Predictor, case: Case, pixels: Pixels, reference: Reference) 
         logits,
         sampled(answer.masks, frame.size),
         dice,
-        _found(answer.masks, truth, ignored),
+        found_classes(answer.masks, truth, ignore=ignored),
         not answer.masks.any(),
         shape_numbers(truth, reference),
     )
@@ -97,9 +97,5 @@ def see(predictor: Predictor, case: Case, pixels: Pixels, reference: Reference) 
         refined_masks=sampled(asked.masks, frame.size),
         refined=replace(asked.refined, prompts=()),
         refined_dice=dice_per_class(asked.masks, truth, ignore=ignored),
-        refined_found=_found(asked.masks, truth, ignored),
+        refined_found=found_classes(asked.masks, truth, ignore=ignored),
     )
-
-
-def _found(masks: Masks, truth: Masks, ignored: Mask) -> npt.NDArray[np.bool_]:
-    return np.array([one.any() for one in (masks | truth) & ~ignored])

@@ -21,7 +21,7 @@ from samdistill.arrays import Image, Mask, Masks, ProbabilityMaps
 from samdistill.errors import BundleError, InputRejected
 from samdistill.export.spool import Spool
 from samdistill.geometry import ModelFrame
-from samdistill.metrics import dice_per_class
+from samdistill.metrics import dice_per_class, found_classes, found_dice
 from samdistill.predictor import masks_of
 from samdistill.runtime import Engine
 
@@ -212,10 +212,10 @@ class Agreement:
 
         By the classes that are in the truth or in PyTorch's masks: agreeing on nothing tells nothing.
         """
-        found = ((truth[0] | expected) & ~truth[1]).any(axis=(1, 2))
+        found = found_classes(expected, truth[0], ignore=truth[1])
         if found.any():
             means = [
-                float(dice_per_class(masks, truth[0], ignore=truth[1])[found].mean())
+                found_dice(dice_per_class(masks, truth[0], ignore=truth[1]), found)
                 for masks in (got, expected)
             ]
             self._truths.append((means[0], means[1]))

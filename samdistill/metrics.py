@@ -52,6 +52,13 @@ def dice_per_class(predictions: Masks, truths: Masks, *, ignore: Mask | None = N
     return _ratio(2 * both, both + either)
 
 
+def found_classes(predictions: Masks, truths: Masks, *, ignore: Mask | None = None) -> npt.NDArray[np.bool_]:
+    """(C,) whether a class is in the truth or in the answer; parameters as in `iou_per_class`."""
+    _, either = _overlap(predictions, truths, ignore)
+    found: npt.NDArray[np.bool_] = either > 0
+    return found
+
+
 def found_dice(per_class: Scores, found: npt.NDArray[np.bool_]) -> float:
     """Mean Dice over the classes that are in the truth or in the answer; 1 where none is.
 
@@ -63,7 +70,7 @@ def found_dice(per_class: Scores, found: npt.NDArray[np.bool_]) -> float:
     per_class
         (C,) Dice.
     found
-        (C,) whether the class is in the truth or in the answer.
+        (C,) bool, as `found_classes` tells.
     """
     return float(per_class[found].mean()) if found.any() else 1.0
 

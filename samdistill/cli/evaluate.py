@@ -56,15 +56,11 @@ def evaluate(
     from samdistill.evaluation import evaluate as score
     from samdistill.io.dataset import open_dataset
     from samdistill.predictor import Predictor, parse_mode
-    from samdistill.report.document import check_report_place
-    from samdistill.report.pages import run_sections
 
     modes = [parse_mode(one) for one in dict.fromkeys(mode.split(","))]
     if run is not None and report is None:
         raise UsageError("--run adds to a report; say where it goes with --report FILE.")
-    if report is not None:  # now, and not after hours of work
-        check_report_place(report)
-    training = [] if run is None else run_sections(run)
+    training = [] if report is None else _begin_report(report, run)
     predictor = Predictor.load(bundle, device, runtime, precision=precision, expect_sha256=expect_sha256)
     dataset = open_dataset(data, class_names=predictor.class_names)
     other = None if against is None else Predictor.load(against, device, runtime, precision=precision)
@@ -129,6 +125,15 @@ def evaluate(
             print(f"\n{_told([names[0], names[-1]], difference['dice'])}")
     if report is not None:  # last: what cannot be written takes no figures with it
         _write_report(report, [result, *rest], names, predictor, cases, training)
+
+
+def _begin_report(report: Path, run: Path | None) -> list[Section]:
+    """Refuse what would be refused after hours of work, and read what is told of the training run."""
+    from samdistill.report.document import check_report_place
+    from samdistill.report.pages import run_sections
+
+    check_report_place(report)
+    return [] if run is None else run_sections(run)
 
 
 def _device(predictor: Predictor, modes: list[Mode]) -> dict[str, object]:

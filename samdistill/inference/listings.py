@@ -16,11 +16,9 @@ from samdistill.inference.sources import Shard, Source
 from samdistill.io.contours import coco_annotation
 from samdistill.io.files import atomic_write, hidden_beside, remove_leftovers
 from samdistill.io.measurements import Measurement
-from samdistill.report.document import MARK
+from samdistill.report.document import is_report
 
 MEASUREMENTS, COCO, REPORT = "measurements.csv", "coco.json", "report.html"
-# Near the beginning of a report of such a folder: there are reports of runs and evaluations, too.
-_MARKS = (MARK, b"<title>Segmentation of ")
 Naming = Callable[[str], str]
 
 
@@ -39,15 +37,13 @@ def remove_listings(out: Path, name: Naming, *, report: bool) -> None:
     for file in (MEASUREMENTS, COCO):
         (out / name(file)).unlink(missing_ok=True)
     page = out / REPORT
-    if report and page.is_file():
-        with page.open("rb") as opened:
-            start = opened.read(1024)
-        if all(mark in start for mark in _MARKS):  # and not somebody's own file of that name
-            page.unlink()
+    # There are reports of runs and evaluations, too.
+    if report and page.is_file() and is_report(page, "Segmentation of "):
+        page.unlink()
     remove_leftovers(out, {name(file) for file in (RESULTS, MEASUREMENTS, COCO)})
 
 
-def set_aside_others(out: Path, shard: Shard, sources: Sequence[Source]) -> None:
+def set_aside_others(out: Path, name: Naming, shard: Shard, sources: Sequence[Source]) -> None:
     """Take back the lists of earlier runs over all inputs, or in other shards, that a shard redoes a part of.
 
     Its own, too, where it tells of inputs that are another shard's now. `--resume` still finds the records,
@@ -57,10 +53,12 @@ def set_aside_others(out: Path, shard: Shard, sources: Sequence[Source]) -> None
     ----------
     out
         The output folder.
+    name
+        What files of this run are called.
     shard, sources
         The shard that begins, and its part.
     """
-    own = out / RESULTS.replace(".", f"-{shard}.", 1)
+    own = out / name(RESULTS)
     names = {str(source.relative) for source in sources}
     for path in (own, unfinished_of(own)):
         if path.is_file() and any(record.input not in names for record in records_in(path)):

@@ -158,7 +158,7 @@ def segment_files(
                 "Give access to all of it, or name another folder."
             ) from error
         if shard is not None:
-            set_aside_others(out, shard, sources)
+            set_aside_others(out, name, shard, sources)
         remove_listings(out, name, report=bool(written and fresh))
         summary = Summary(len(sources))
         audit = Audit(out / name(AUDIT), run.facts)

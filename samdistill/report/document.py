@@ -23,7 +23,7 @@ from samdistill.io.files import write_bytes
 
 HERE = Path(__file__).parent
 LONG = 38  # characters of a fact that takes a line to itself: a hash, a list
-MARK = b'name="generator" content="samdistill'  # of a report, near its beginning
+_MARK = b'name="generator" content="samdistill'  # of a report, near its beginning
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,11 @@ def check_report_place(path: Path) -> None:
         raise UsageError(f"{folder} must be a folder that allows writing, to put the report {path} in.")
 
 
-def is_report(path: Path) -> bool:
-    """Whether a file is a report of samdistill's, of any version, and not somebody's own."""
+def is_report(path: Path, title: str = "") -> bool:
+    """Whether a file is a report of samdistill's, of any version, and its title begins so."""
     with path.open("rb") as page:
-        return MARK in page.read(1024)
+        start = page.read(1024)
+    return _MARK in start and (not title or f"<title>{escape(title)}".encode() in start)
 
 
 def escape(text: object) -> str:
