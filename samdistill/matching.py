@@ -198,7 +198,8 @@ def match(
     Returns
     -------
     Match
-        Of equally good choices the one found first, always the same for the same input (unless time ends it).
+        Of equally good choices the one found first, always the same for the same input (unless time ends it);
+        a class whose best IoU is 0 gets nothing where its lower bound allows it.
 
     Raises
     ------
@@ -241,9 +242,13 @@ def match(
             raise InputRejected(f"lower and upper must allow a choice among the proposals: {found.why}.")
         bounds, why = bounds.relaxed(len(masks) if pieces is None else len(pieces[1])), why or found.why
         reason = f"lower was relaxed to {list(bounds.lower)}: {why}"
-    chosen = [np.empty(0, np.int64)] * len(maps) if found.chosen is None else found.chosen
+    none = np.empty(0, np.int64)
+    chosen = [none] * len(maps) if found.chosen is None else found.chosen
     annotation = np.array([masks[indices].any(axis=0) for indices in chosen])
     scores = np.array([_iou(plane, mask) for plane, mask in zip(maps, annotation, strict=True)])
+    # What overlaps with nothing of a class is worth no more than no proposal, and would be taught as it.
+    for c in np.flatnonzero((scores == 0) & (np.array(bounds.lower) == 0)):
+        chosen[c], annotation[c] = none, False
     ceilings = np.array([kernels.best_iou(plane) for plane in maps])
     value = float(scores.sum())
     return Match(
@@ -395,7 +400,8 @@ def _search(
     stopped: Literal["", "nodes", "time"] = ("", "nodes", "time")[stop]
     if found:
         return _Found(chosen, upper_bound, nodes, stopped)
-    why = "no choice was found before the limit" if stopped else "no union of so few has so many components"
+    none_fits = "no union of so few proposals has a number of components within the bounds"
+    why = "no choice was found before the limit" if stopped else none_fits
     return _Found(None, upper_bound, nodes, stopped, why)
 
 

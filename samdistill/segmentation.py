@@ -124,13 +124,6 @@ def masks_of(
     Masks
         (C, H, W) bool.
     """
-    if cleaning is None:
-        masks: Masks = probability_maps > np.array(thresholds, np.float32)[:, None, None]
-    else:
-        masks = clean(
-            probability_maps,
-            threshold=tuple(thresholds),
-            keep=cleaning.keep,
-            min_area_px=cleaning.min_area_px,
-        )
+    rule = cleaning or CleaningRule()
+    masks = clean(probability_maps, threshold=tuple(thresholds), keep=rule.keep, min_area_px=rule.min_area_px)
     return without_overlap(masks, probability_maps) if len(masks) > 1 and not multi_label else masks

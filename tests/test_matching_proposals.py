@@ -260,6 +260,18 @@ def test_a_class_that_may_be_absent_and_is_counts_nowhere() -> None:
     assert np.isnan(nothing.beta) and nothing.status == "optimal" and nothing.value == 0
 
 
+@pytest.mark.parametrize("upper", [1, 2])
+def test_a_class_that_no_proposal_overlaps_gets_none(upper: int) -> None:
+    maps, masks = np.zeros((3, 40, 40), np.float32), np.zeros((4, 40, 40), np.bool_)
+    for k in range(4):
+        masks[k, 5:10, 10 * k : 10 * k + 5] = True
+    maps[0], maps[1] = masks[1], masks[2]
+    maps[2, -3:, -3:] = 1  # where there is no proposal
+    found = match(maps, masks, lower=0, upper=upper)
+    assert [one.tolist() for one in found.selected] == [[1], [2], []] and not found.masks[2].any()
+    assert len(match(maps, masks, lower=[0, 0, 1], upper=upper).selected[2]) == 1
+
+
 def test_odd_images_have_answers() -> None:
     everything = np.ones((3, 6, 7), np.bool_)
     maps = np.full((2, 6, 7), 0.75, np.float32)
@@ -284,7 +296,7 @@ def test_bounds_that_cannot_be_met() -> None:
     with pytest.raises(InputRejected, match="4 proposals are needed and there are 3"):
         match(maps, masks, lower=2, upper=2, on_infeasible="raise")
     nested = match(maps[:1], masks, lower=2, upper=3, counted="components")
-    assert nested.status == "infeasible" and "components" in nested.reason
+    assert nested.status == "infeasible" and "a number of components within the bounds" in nested.reason
     eased = match(maps[:1], masks, lower=2, upper=3, counted="components", on_infeasible="relax")
     assert eased.status == "optimal" and eased.lower == (1,)
     assert match(maps, masks[:0], lower=1, upper=1, on_infeasible="relax").lower == (0, 0)

@@ -106,6 +106,14 @@ def test_the_threshold_is_strict() -> None:
     np.testing.assert_array_equal(masks_of(maps, thresholds=(0.5,), multi_label=False), [[[False, True]]])
 
 
+@pytest.mark.parametrize("cleaning", [None, CleaningRule(keep="largest")])
+def test_nan_is_no_empty_mask(cleaning: CleaningRule | None) -> None:
+    with pytest.raises(ValueError, match="not NaN"):
+        masks_of(
+            np.full((1, 2, 2), np.nan, np.float32), thresholds=(0.5,), multi_label=False, cleaning=cleaning
+        )
+
+
 def test_each_class_has_its_own_threshold_and_ties_go_to_the_first() -> None:
     maps = np.array([[[0.6, 0.4, 0.9]], [[0.6, 0.4, 0.95]]], np.float32)
     masks = masks_of(maps, thresholds=(0.3, 0.5), multi_label=False)

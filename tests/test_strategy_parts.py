@@ -8,19 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import distance_transform_edt
+from skimage.segmentation import random_walker
 from test_strategies import configuration
 from test_strategies import data as data
 
 from samdistill.errors import InputRejected, UsageError
 from samdistill.io.dataset import open_dataset
 from samdistill.prompts import Prompts
-from samdistill.refine import BURDEN, Refinement, refine
+from samdistill.refine import BURDEN, MINE, Refinement, refine
 from samdistill.teacher import load_teacher
 from samdistill.train.config import AugmentConfig, PseudoConfig
 from samdistill.train.data import Batches, FrameStore
 from samdistill.train.losses import IGNORE, SegmentationLoss, WeightedBCE
 from samdistill.train.mixed import Mixed
-from samdistill.train.pseudo import LiteralRefiner, predict_logits, targets_of
+from samdistill.train.pseudo import LiteralRefiner, audit, predict_logits, targets_of
 from samdistill.train.random_walker import RandomWalkerRefiner
 from samdistill.train.sources import Continuous, ContinuousViews, Stored, own_targets
 from samdistill.train.store import PseudoLabel, PseudoStore
@@ -142,6 +144,14 @@ def test_own_targets_leave_out_what_is_not_confident() -> None:
     assert own_targets(np.full((1, 2, 2), -1, np.float32), PseudoConfig()) is None
 
 
+def test_a_soft_target_is_audited_as_the_mask_it_stands_for() -> None:
+    truth = np.array([[[1, 1, 0, IGNORE]], [[IGNORE] * 4]], np.int8)
+    soft = np.array([[[0.98, 0.6, 0.4, 0.9]], [[0.9, 0.9, 0.1, 0.1]]], np.float32)
+    assert audit(soft, truth) == 1  # the second class has no pixel to count
+    assert audit(soft[:, :, ::-1], truth[:, :, ::-1]) == 1
+    assert np.isnan(audit(soft[1:], truth[1:]))
+
+
 def test_the_random_walker_follows_the_edge_that_the_student_missed() -> None:
     image = np.full((40, 40, 3), 60, np.uint8)
     image[10:30, 10:30] = 200
@@ -152,6 +162,29 @@ def test_the_random_walker_follows_the_edge_that_the_student_missed() -> None:
     assert (one.masks[0] ^ truth).sum() < 20 < (one.student_masks[0] ^ truth).sum()
     (nothing,) = RandomWalkerRefiner(BURDEN)([0], [image], [np.zeros_like(maps)])
     assert not nothing.masks.any()
+
+
+def test_the_random_walker_keeps_small_objects_beside_a_large_one() -> None:
+    y, x = np.mgrid[:96, :96]
+    large, small = (y - 35) ** 2 + (x - 35) ** 2 < 24**2, (y - 80) ** 2 + (x - 80) ** 2 < 3.6**2
+    noise = np.random.default_rng(0).normal(0, 4, (96, 96, 3))
+    image = (np.where(large | small, 200, 60)[..., None] + noise).astype(np.uint8)
+    (one,) = RandomWalkerRefiner(MINE)([0], [image], [0.95 * (large | small)[None].astype(np.float32)])
+    np.testing.assert_array_equal(one.masks[0], large | small)
+
+
+def test_the_random_walker_is_solved_to_the_end_where_edges_hinder_most() -> None:
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[:96, :96]
+    disc = (y - 48) ** 2 + (x - 48) ** 2 < 17**2
+    image = np.clip(np.where(disc, 140, 100)[..., None] + rng.normal(0, 25, (96, 96, 3)), 0, 255)
+    (one,) = RandomWalkerRefiner(BURDEN, margin=0.3, beta=1e4)(
+        [0], [image.astype(np.uint8)], [0.9 * disc[None].astype(np.float32)]
+    )
+    seeds = np.where(distance_transform_edt(disc) > 0.3 * np.sqrt(disc.sum()), 1, 0)
+    seeds[distance_transform_edt(~disc) > 0.3 * np.sqrt(disc.sum())] = 2
+    exact = random_walker(image.astype(np.uint8) / 255, seeds, beta=1e4, mode="bf", channel_axis=-1) == 1
+    np.testing.assert_array_equal(one.masks[0], exact)
 
 
 def test_where_there_is_no_edge_the_random_walker_keeps_the_students_mask() -> None:

@@ -123,12 +123,13 @@ def told(refinements: Sequence[Refinement], targets: Sequence[Targets | None]) -
 def audit(targets: Targets, truth: npt.NDArray[np.int8] | npt.NDArray[np.float32]) -> float:
     """Dice of a pseudo label with the hidden truth over the pixels that count in both.
 
-    The mean over classes, those that are held back whole left out; NaN where all are.
+    The mean over classes, those without any such pixel left out; NaN where all are. Of soft targets what is
+    above 0.5 counts.
     """
     scores = [
-        dice(target == 1, hidden == 1, ignore=(target == IGNORE) | (hidden == IGNORE))
+        dice(target > 0.5, hidden == 1, ignore=unknown)
         for target, hidden in zip(targets, truth, strict=True)
-        if (target != IGNORE).any()
+        if not (unknown := (target == IGNORE) | (hidden == IGNORE)).all()
     ]
     return float(np.mean(scores)) if scores else float("nan")
 
