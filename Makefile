@@ -25,11 +25,13 @@ demo: setup
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
+
 # mypy looks at the package as it is installed, samdistill.export inside.
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	rm -rf build/typed && mkdir -p build/typed
 	cp -r samdistill build/typed/samdistill && cp -r export build/typed/samdistill/export
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p samdistill
@@ -38,7 +40,7 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+	$(BIN)/clang-format -i $(CPP)
 
 FUZZ_SECONDS ?= 600
 

@@ -9,7 +9,6 @@ engine's answer is checked first. What int8 does to masks is measured where trai
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -172,7 +171,7 @@ def main() -> int:
         "targets": targets,
     }
     several = "" if arguments.threads == 1 else f"_{arguments.threads}_threads"
-    RESULTS.with_stem(RESULTS.stem + several).write_text(json.dumps(document, indent=1) + "\n")
+    harness.save(document, RESULTS.with_stem(RESULTS.stem + several))
     for name, target in targets.items():
         print(f"{name}: {ratios['median_ms'][name]:.2f}x of medians (to reach: {target}x)")
     for runtime, ratio in together["median_ms"].items():

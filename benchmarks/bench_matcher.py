@@ -234,7 +234,7 @@ def main() -> None:
         reached = reached and all(part["reached"] for part in parts)
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         results.update({"machine": harness.machine(), "threads": 1, name: found})
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        harness.save(results, RESULTS)
     sys.exit(0 if reached else 1)
 
 

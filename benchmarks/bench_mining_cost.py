@@ -154,6 +154,7 @@ def main() -> None:
         },
         "encoder_seconds": encoders,
     }
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     write_text(RESULTS, json.dumps(result, indent=1) + "\n")
     print(json.dumps({key: value for key, value in result.items() if key != "machine"}, indent=1))
     assert result["continuous_over_supervised"] <= 1.5

@@ -1,19 +1,16 @@
 """How many phantoms a second one core makes, at 256 x 256; fails below 15. Writes results/phantoms.json.
 
-python benchmarks/bench_phantoms.py
+python benchmarks/bench_phantoms.py [--out FILE]
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import sys
 import time
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before numpy is imported
+import harness  # first: it sets the number of threads
 
 from samdistill.phantoms import KINDS, make
 
@@ -28,14 +25,13 @@ def seconds(kind: str, index: int) -> float:
 
 
 def main() -> int:
+    out = harness.parse_out(__doc__, Path(__file__).parent / "results" / "phantoms.json")
     rates = {}
     for kind in KINDS:
         make(kind)
         rates[kind] = round(1 / statistics.mean(seconds(kind, index) for index in range(COUNT)), 1)
         print(f"{kind:12} {rates[kind]:6.1f} images/s")
-    result = {"machine": platform.processor() or platform.machine(), "size": 256, "images_per_s": rates}
-    path = Path(__file__).parent / "results" / "phantoms.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    harness.save({"machine": harness.machine(), "size": 256, "images_per_s": rates}, out)
     return int(min(rates.values()) < LEAST_PER_SECOND)
 
 

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from harness import machine
+from harness import machine, save
 
 CORES = len(os.sched_getaffinity(0))
 BATCHES = (4, 8)  # the folder's own, and a larger one: the bare engine's better one counts
@@ -172,7 +172,7 @@ def main() -> None:
     shutil.rmtree(work)
     print(json.dumps(figures, indent=1))
     about = {"machine": machine(), "cores": CORES, "count": len(sources), "rounds": arguments.rounds}
-    arguments.out.write_text(json.dumps({**about, **figures}, indent=1) + "\n")
+    save({**about, **figures}, arguments.out)
 
 
 def predictions(predictor, image, count: int) -> dict[str, float]:  # type: ignore[no-untyped-def]

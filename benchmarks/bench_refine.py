@@ -1,6 +1,6 @@
 """Mode refine beside the sum of its parts: student, encoder and decoder, each called alone.
 
-    python benchmarks/bench_refine.py
+    python benchmarks/bench_refine.py [--out FILE]
 
 The student is the one of tests/colour_student.py, which costs next to nothing, so that what refine adds is
 set against the teacher alone; the teacher is the embedded one, with a box and points for each component.
@@ -11,7 +11,6 @@ that refine's masks are the parts' masks.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import tempfile
@@ -96,6 +95,7 @@ def cases(predictor: Predictor, objects: int) -> list[harness.Case]:
 
 
 def main() -> int:
+    out = harness.parse_out(__doc__, HERE / "results" / "refine.json")
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
         shutil.copytree(HERE.parent / "tests" / "golden" / "tiny_bundle", bundle)
@@ -103,7 +103,7 @@ def main() -> int:
         results = [harness.measure(case) for objects in (1, 32) for case in cases(predictor, objects)]
     harness.show(results)
     content = {"machine": harness.machine(), "results": [asdict(result) for result in results]}
-    (HERE / "results" / "refine.json").write_text(json.dumps(content, indent=1) + "\n")
+    harness.save(content, out)
     return 0 if all(result.reached for result in results) else 1
 
 

@@ -1,13 +1,12 @@
 """The teacher against segment_anything, one thread: parity, sets in one call, proposals; fails below target.
 
-python benchmarks/bench_teacher.py
+    python benchmarks/bench_teacher.py [--out FILE]
 
 Both proposal makers use the core's suppression, so that nothing but their own work is compared.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -133,6 +132,7 @@ def segment_case(teacher: Teacher) -> harness.Case:
 
 def main() -> int:
     """Run all; 1 when a target was missed."""
+    out = harness.parse_out(__doc__, RESULTS)
     torch.set_num_threads(1)
     small, tiny = small_teacher(), load_teacher("tiny")
     with torch.no_grad():
@@ -164,7 +164,7 @@ def main() -> int:
         "cache_bytes_an_image": entries,
         "cases": [vars(result) for result in results],
     }
-    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    harness.save(document, out)
     return 0 if all(result.reached for result in results) else 1
 
 

@@ -71,6 +71,7 @@ def main() -> int:
     recorded = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if arguments.update:
         recorded[key] = {case: instructions for case, (_, instructions) in counted.items()}
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(recorded, indent=1) + "\n")
     if key not in recorded:
         print(f"nothing is recorded for {key}; record it with --update", file=sys.stderr)

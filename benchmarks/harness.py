@@ -8,6 +8,7 @@ use the wall clock would measure the waiting. Knows no kernel.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import gc
 import importlib.metadata
@@ -187,5 +188,20 @@ def write(results: Sequence[Result], path: Path) -> None:
         ran = {result.section for result in results}
         kept = [case for case in json.loads(path.read_text())["cases"] if case["section"] not in ran]
     cases = kept + [vars(result) for result in results]
+    save({"machine": machine(), "threads": 1, "cases": cases}, path)
+
+
+def save(content: Any, path: Path) -> None:
+    """Write figures as JSON; the folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), "threads": 1, "cases": cases}, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def parse_out(description: str | None, default: Path) -> Path:
+    """Read the command line of a benchmark that has nothing to choose but where its figures go."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=default, help=f"default: results/{default.name}")
+    out: Path = parser.parse_args().out
+    return out

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -168,13 +169,37 @@ def _alone(one: dict[str, Any]) -> list[str]:
     return [f"{one['seed']}/{index}" for index in range(len(one["scores"]))]
 
 
-def markdown(name: str, rows: list[dict[str, Any]], steps: int, command: str) -> str:
+def commands(options: argparse.Namespace, cells: list[dict[str, Any]]) -> list[str]:
+    """The calls that make the table, each of the methods tried on the same shares and seeds."""
+    tried: dict[frozenset[tuple[float, int]], list[str]] = {}
+    for method in METHODS:
+        on = frozenset((one["share"], one["seed"]) for one in cells if one["method"] == method)
+        if on:
+            tried.setdefault(on, []).append(method)
+    calls = []
+    for on, methods in tried.items():
+        given = {
+            **vars(options),
+            "shares": sorted({share for share, _ in on}),
+            "seeds": sorted({seed for _, seed in on}),
+            "methods": methods if "supervised" in methods else ["supervised", *methods],
+        }
+        words = ["python", "benchmarks/mining.py"]
+        for name, value in given.items():
+            values = (
+                value if isinstance(value, list) else [name.upper() if isinstance(value, Path) else value]
+            )
+            words += [f"--{name}", *map(str, values)] if value is not None else []
+        calls.append(shlex.join(words))
+    return calls
+
+
+def markdown(name: str, rows: list[dict[str, Any]], steps: int, calls: list[str]) -> str:
     """The table for people."""
     lines = [
         f"# {name}: Dice on unseen images, {steps} optimiser steps each",
         "",
-        f"`{command}`",
-        "",
+        *(line for call in calls for line in (f"`{call}`", "")),
         "| labels | method | Dice, mean (sd over seeds) | against supervised, points (95 % interval) "
         "| seeds | train s |",
         "|---|---|---|---|---|---|",
@@ -246,6 +271,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder of the teacher's embeddings")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    if "supervised" not in options.methods:
+        parser.error("--methods must have supervised among them, since all are held against it")
     torch.set_num_threads(options.threads)
     results = HERE / "results" / f"mining_{options.name}.json"
     settings = {name: getattr(options, name) for name in ("steps", "size", "preset", "encoder", "teacher")}
@@ -254,10 +281,7 @@ def main() -> None:
     done = json.loads(results.read_text()) if results.is_file() else {"settings": settings, "cells": []}
     if done["settings"] != settings:
         parser.error(f"{results} was made with {done['settings']}; give another --name or the same settings")
-    words = ["--data DATA"] * (options.data is not None)
-    words += [f"--kind {options.kind}"] * (options.kind is not None)
-    words += [f"--{name} {value}" for name, value in settings.items() if value is not None]
-    command = f"python benchmarks/mining.py --name {options.name} {' '.join(words)}"
+    results.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         data = options.data
         if data is None:
@@ -274,13 +298,12 @@ def main() -> None:
                     rows = summary(done["cells"])
                     table = {**done, "machine": machine(), "threads": options.threads, "summary": rows}
                     write_text(results, json.dumps(table) + "\n")
-                    write_text(
-                        results.with_suffix(".md"), markdown(options.name, rows, options.steps, command)
-                    )
+                    told = markdown(options.name, rows, options.steps, commands(options, done["cells"]))
+                    write_text(results.with_suffix(".md"), told)
                     last = done["cells"][-1]
                     print(key, last["dice"], f"{last['seconds']:.0f} s", last["last_epoch"], flush=True)
     rows = summary(done["cells"])
-    print(markdown(options.name, rows, options.steps, command))
+    print(markdown(options.name, rows, options.steps, commands(options, done["cells"])))
     draw(options.name, rows, HERE.parent / "docs" / "images" / f"mining_{options.name}.png")
 
 

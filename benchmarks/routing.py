@@ -36,6 +36,7 @@ from samdistill.phantoms.folder import write
 from samdistill.predictor import Predictor
 from samdistill.quality import auroc
 from samdistill.refine import load_prompts
+from samdistill.statistics import paired_difference
 from samdistill.train.config import load_config
 from samdistill.train.launch import train
 
@@ -97,7 +98,7 @@ def measure(predictor: Predictor, cases: tuple[Case, ...]) -> list[dict[str, Any
         two = dice_per_class(refined.masks, truth, ignore=ignored)
         sure = np.nan_to_num(refined.refined.predicted_iou, nan=0.0) >= rule.least_predicted_iou
         rows.append({
-            "group": case.group,
+            "id": case.id, "group": case.group,
             "fast": float(one.mean()),
             "refine": float(two.mean()),
             "kept": float(np.where(sure, two, one).mean()),
@@ -136,20 +137,30 @@ def interval(values: list[dict[str, float]], key: str) -> list[float]:
     return [float(v) for v in np.quantile([one[key] for one in values], [0.025, 0.975])]
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Everything that is told, with percentile bootstrap intervals over images."""
-    expected, fast = (np.array([row[key] for row in rows]) for key in ("expected", "fast"))
+def redrawn(groups: list[str]) -> list[npt.NDArray[np.int64]]:
+    """Resamples of the answers, as indices: whole groups, since two students may answer for one image."""
+    names = np.array(groups)
+    own = [np.flatnonzero(names == name) for name in dict.fromkeys(groups)]
     rng = np.random.default_rng(0)
-    draws = [rng.integers(len(rows), size=len(rows)) for _ in range(DRAWS)]
+    drawn = (rng.integers(len(own), size=len(own)) for _ in range(DRAWS))
+    return [np.concatenate([own[number] for number in draw]) for draw in drawn]
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Everything that is told, with percentile bootstrap intervals over groups of images."""
+    expected, fast = (np.array([row[key] for row in rows]) for key in ("expected", "fast"))
+    groups = [row["group"] for row in rows]
+    draws = redrawn(groups)
     told: dict[str, Any] = {
-        "images": len(rows),
+        "answers": len(rows),
+        "images": len({row["id"] for row in rows}),
+        "groups": len(set(groups)),
         **{mode: float(np.mean([row[mode] for row in rows])) for mode in ("fast", "refine", "auto")},
         "refined_by_auto": float(np.mean([row["refined"] for row in rows])),
         "bad": float(np.mean(fast < BAD)),
     }
-    difference = np.array([row["auto"] - row["fast"] for row in rows])
-    means = [{"gain": float(difference[d].mean())} for d in draws]
-    told["auto_gain_interval"] = interval(means, "gain")
+    gained = paired_difference([row["auto"] for row in rows], fast, groups=groups)
+    told["auto_gain_interval"] = [gained.low, gained.high]
     for name, key in (("as_refine", "refine"), ("unless_doubtful", "kept")):
         gain = np.array([row[key] for row in rows]) - fast
         resampled = [figures(expected[d], gain[d]) for d in draws]
@@ -240,7 +251,10 @@ def main() -> None:
                 parser.error(f"{bundle} has no routing rule: export it with a teacher and validation labels")
             dataset = open_dataset(data, class_names=predictor.class_names)
             cases = unseen(dataset.cases, predictor.manifest.provenance["trained_on"])
-            rows += measure(predictor, cases)
+            own = measure(predictor, cases)
+            if options.data is None:  # other phantoms for each seed, under the same names
+                own = [{**row, **{key: f"{seed}/{row[key]}" for key in ("id", "group")}} for row in own]
+            rows += own
             calibration = predictor.manifest.calibration
             rules.append({
                 "reason": predictor.manifest.routing.reason,
