@@ -54,6 +54,8 @@ class Bundle:
         if not root.is_dir():
             raise BundleError(f"{path} is no bundle: there is no such folder.")
         text = _read(root, MANIFEST, MAX_MANIFEST_BYTES)
+        if len(text) > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{MANIFEST} must have at most {MAX_MANIFEST_BYTES} bytes, not more.")
         sha256 = hashlib.sha256(text).hexdigest()
         if expect_sha256 is not None and sha256 != expect_sha256.lower():
             raise BundleError(f"{path} must have the SHA-256 {expect_sha256.lower()}, not {sha256}.")
@@ -99,17 +101,16 @@ class Bundle:
 
 def _read_checked(root: Path, record: FileRecord) -> bytes:
     content = _read(root, record.path, record.bytes)
-    if len(content) != record.bytes:
-        raise BundleError(
-            f"{record.path} must have {record.bytes} bytes, not {len(content)}: it was cut short."
-        )
     sha256 = hashlib.sha256(content).hexdigest()
-    if sha256 != record.sha256:
-        raise BundleError(
-            f"{record.path} must have the SHA-256 {record.sha256}, not {sha256}: it was changed after "
-            "export. Copy the bundle again from where it was exported."
-        )
-    return content
+    if len(content) < record.bytes:
+        wrong = f"{record.bytes} bytes, not {len(content)}: it was cut short"
+    elif len(content) > record.bytes:
+        wrong = f"{record.bytes} bytes, not more: it was changed after export"
+    elif sha256 != record.sha256:
+        wrong = f"the SHA-256 {record.sha256}, not {sha256}: it was changed after export"
+    else:
+        return content
+    raise BundleError(f"{record.path} must have {wrong}. Copy the bundle again from where it was exported.")
 
 
 def _unreadable(error: OSError) -> None:
@@ -117,7 +118,10 @@ def _unreadable(error: OSError) -> None:
 
 
 def _read(root: Path, path: str, most: int) -> bytes:
-    """Read a regular file of at most `most` bytes that lies in the bundle itself, not behind a link."""
+    """Read a regular file that lies in the bundle itself, not behind a link.
+
+    Of a file that is too long one byte more than `most`: the caller refuses it.
+    """
     file = root / path
     try:
         resolved = file.resolve(strict=True)
@@ -125,11 +129,8 @@ def _read(root: Path, path: str, most: int) -> bytes:
             raise BundleError(f"{path} must be a regular file inside the bundle, not a link out of it.")
         with resolved.open("rb") as opened:
             # No more memory than the file needs, whatever length the manifest gives it.
-            content = opened.read(min(most, os.fstat(opened.fileno()).st_size) + 1)
+            return opened.read(min(most, os.fstat(opened.fileno()).st_size) + 1)
     except OSError as error:
         raise BundleError(f"{path} cannot be read from the bundle: {error.strerror}.") from error
     except RuntimeError as error:  # of links in a circle, before Python 3.13
         raise BundleError(f"{path} cannot be read from the bundle: {error}.") from error
-    if len(content) > most:
-        raise BundleError(f"{path} must have at most {most} bytes, not more.")
-    return content

@@ -24,12 +24,28 @@ def load_toml(path: Path) -> dict[str, Any]:
         When the file is missing or is not TOML; the message has the line.
     """
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(decode(path.read_bytes()))
     except OSError as error:
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not valid TOML: {error}.") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def decode(content: bytes) -> str:
+    """Decode a text that people wrote: UTF-8, with or without the byte order mark that Windows puts first.
+
+    Raises
+    ------
+    ValueError
+        With the line and the cure, when it is in another encoding.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line} must be UTF-8 text, and is not. Save the file as UTF-8.") from error
 
 
 def build(cls: type[T], values: dict[str, Any], *, where: str = "configuration") -> T:

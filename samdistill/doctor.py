@@ -29,6 +29,8 @@ LIBRARIES = (
     "cuda-bindings",
     *("torch", "torchvision", "segment-anything", "segmentation-models-pytorch", "onnx", "onnxslim"),
 )
+EXTRAS = ("train", "export", "evaluate", "nifti", "dicom", "video")  # those of engines are told as runtimes
+REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(\[(?P<part>.+?)\])?[^;]*(;.*extra == ['\"](?P<extra>.+?)['\"])?")
 CUDA_FILES = ("libcudart.so.{major}", "libcublas.so.{major}", "libcudnn.so.9")
 
 
@@ -52,7 +54,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at everything."""
-    return [*_versions(), _wheels(), *_gpu(), *_runtimes(), _cache()]
+    return [*_versions(), *_packages(), _wheels(), *_gpu(), *_runtimes(), _cache()]
 
 
 def _versions() -> list[Finding]:
@@ -65,6 +67,30 @@ def _versions() -> list[Finding]:
         version = _version(name)
         if version is not None:
             found.append(Finding(name, "ok", version))
+    return found
+
+
+def _packages() -> list[Finding]:
+    """What samdistill cannot do without, where it is missing, and whether each extra is whole."""
+    needs: dict[str, list[str]] = {}
+    for text in (metadata.requires("samdistill") or []) if _version("samdistill") else []:
+        told = REQUIREMENT.match(text)
+        assert told is not None
+        names = needs.setdefault(told["extra"] or "", [])
+        names += needs.get(told["part"], []) if told["part"] else [told["name"]]  # export brings train
+    found = [
+        Finding(name, "wrong", "not installed", f"pip install {name}")
+        for name in needs.get("", [])
+        if not _is_here(name)
+    ]
+    for extra in (one for one in EXTRAS if one in needs):
+        missing = [name for name in needs[extra] if not _is_here(name)]
+        if not missing:
+            found.append(Finding(f"extra {extra}", "ok", "installed"))
+            continue
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        detail = "not installed" if missing == needs[extra] else f"lacks {', '.join(missing[:3])}{more}"
+        found.append(Finding(f"extra {extra}", "note", detail, f"pip install 'samdistill[{extra}]'"))
     return found
 
 
@@ -123,8 +149,8 @@ def _planned(runtime: str) -> Finding:
 
 def _gpu() -> list[Finding]:
     """The NVIDIA driver, and whether ONNX Runtime's CUDA goes with what is installed."""
-    driver = nvidia_driver()
-    gpu_wheel = "onnxruntime-gpu" in installed_wheels()
+    driver, wheels = nvidia_driver(), installed_wheels()
+    gpu_wheel = "onnxruntime-gpu" in wheels
     if driver is None:
         if gpu_wheel:
             cure = (
@@ -134,15 +160,16 @@ def _gpu() -> list[Finding]:
         return [Finding("NVIDIA driver", "note", "none: engines run on the CPU")]
     found = [Finding("NVIDIA driver", "ok", driver)]
     if not gpu_wheel:
-        return [
-            *found,
-            Finding(
-                "CUDA in ONNX Runtime",
-                "note",
-                "the wheel for CPUs is installed beside a GPU",
-                "pip uninstall -y onnxruntime; pip install 'samdistill[gpu]'",
-            ),
-        ]
+        if "onnxruntime" in wheels:  # without any, `_wheels` says so
+            found.append(
+                Finding(
+                    "CUDA in ONNX Runtime",
+                    "note",
+                    "the wheel for CPUs is installed beside a GPU",
+                    "pip uninstall -y onnxruntime; pip install 'samdistill[gpu]'",
+                )
+            )
+        return found
     try:
         major = cuda_built_for().split(".")[0]
         preload_cuda()  # as an engine does, before it asks for what is missing
@@ -201,6 +228,12 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _is_here(name: str) -> bool:
+    # Any of OpenCV's wheels will do: two of them would overwrite each other's files.
+    of_opencv = name == "opencv-python-headless" and importlib.util.find_spec("cv2") is not None
+    return of_opencv or _version(name) is not None
 
 
 def _torch_cuda() -> str | None:

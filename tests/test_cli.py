@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import typer.main
 
 from samdistill import _core
 from samdistill._version import __version__
@@ -43,6 +47,26 @@ def test_every_command_explains_itself(run, words: list[str]) -> None:  # type: 
     code, out, _ = run(*words, "--help")
     assert code == 0
     assert "Usage" in out
+
+
+def every_command(command: Any, *words: str) -> list[tuple[Any, tuple[str, ...]]]:
+    found = [(command, words)]
+    for name, one in getattr(command, "commands", {}).items():
+        found += every_command(one, *words, name)
+    return found
+
+
+def test_no_help_text_loses_what_stands_in_brackets(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """Rich takes [words] for markup unless they are escaped."""
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 1000)
+    looked_at = 0
+    for command, words in every_command(typer.main.get_command(app.app)):
+        _, out, _ = run(*words, "--help")
+        for text in (command.help, *(getattr(one, "help", None) for one in command.params)):
+            for told in re.findall(r"\[[^\]]+\]", text or ""):
+                looked_at += 1
+                assert told in out, (words, told)
+    assert looked_at > 0
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -197,6 +221,19 @@ def test_an_interruption_is_told_once_and_ends_with_130(
     code, _, err = run(*words)
     assert code == 130
     assert [line for line in err.splitlines() if line] == ["samdistill: interrupted."]
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_last_line_of_a_training_says_which_student_was_kept(
+    run,  # type: ignore[no-untyped-def]
+    monkeypatch: pytest.MonkeyPatch,
+    keep: str,
+) -> None:
+    result = {"steps": 40, "seconds": 2.0, "best": {"epoch": 4, "val_dice": 0.25}}
+    done = SimpleNamespace(config=SimpleNamespace(keep=keep), record=SimpleNamespace(result=result))
+    monkeypatch.setattr("samdistill.train.launch.train", lambda *_, **__: done)
+    _, out, _ = run("train", "data", "--out", "run", "--keep", keep)
+    assert out == f"run: 40 steps in 2 s, kept: epoch 4 ({keep}), validation Dice 0.250\n"
 
 
 def test_masks_do_not_go_into_the_bundle(run, tiny_bundle: Path) -> None:  # type: ignore[no-untyped-def]

@@ -113,6 +113,16 @@ def test_mixed_depths_and_a_missing_class_are_warned_of(folder: Path) -> None:
     assert "'bone'" in only(report.problems, "masks").what
 
 
+def test_a_folder_of_object_numbers_is_not_usable_and_says_so_once(folder: Path) -> None:
+    (folder / "dataset.toml").unlink()
+    numbers = np.arange(64 * 80).reshape(64, 80) // 160  # 0 to 31
+    for path in (folder / "masks").iterdir():
+        write_mask(path, numbers.astype(np.uint8))
+    (told,) = check_data(folder).errors
+    assert told.what == "it holds the value 31, which is no likely class number."
+    assert told.cure.startswith("Object (instance) numbers? Masks must hold class numbers.")
+
+
 def test_near_duplicates_across_groups_are_found_and_within_a_group_are_not(tmp_path: Path) -> None:
     """A darkened, rescaled JPEG of an image counts as the same picture."""
     folder = tmp_path / "data"

@@ -126,6 +126,24 @@ def test_grey_levels_are_not_taken_for_class_numbers(folder: Folder) -> None:
         open_dataset(root)
 
 
+def test_numbers_of_objects_are_not_taken_for_class_numbers(folder: Folder) -> None:
+    objects = np.arange(np.prod(SIZE), dtype=np.uint8).reshape(SIZE)
+    objects[objects > 21] = 0
+    root = folder(["a"], {"a": objects})
+    with pytest.raises(InputRejected, match=r"a\.png holds the value 21, .* Object \(instance\) numbers\?"):
+        open_dataset(root)
+    objects += 8 * (objects > 0).astype(np.uint8)
+    write_mask(root / "masks" / "a.png", objects)
+    (case,) = open_dataset(root, class_names=[f"c{number}" for number in range(1, 9)]).cases
+    with pytest.raises(
+        InputRejected, match=r"8 c8, not 9\. Object \(instance\) numbers\?.* Name every class"
+    ):
+        case.read_masks()
+    (case,) = open_dataset(root, class_names=[f"c{number}" for number in range(1, 28)]).cases
+    with pytest.raises(InputRejected, match=r"8 c8 and 19 more, not 28\. Name every class"):
+        case.read_masks()
+
+
 def test_class_values_name_the_grey_levels(folder: Folder) -> None:
     toml = 'classes = ["disc", "cup"]\nclass_values = [128, 255]'
     dataset = open_dataset(folder(["a"], {"a": index_mask(128, 255)}, toml=toml))
@@ -235,6 +253,35 @@ def test_a_dataset_toml_that_cannot_be_meant_is_refused(folder: Folder, toml: st
     with pytest.raises(InputRejected, match=message) as caught:
         open_dataset(root)
     assert str(root) in str(caught.value)
+
+
+def test_files_that_windows_saved_are_read_or_the_encoding_is_named(folder: Folder) -> None:
+    toml = 'classes = ["läsion"]\n[table]\nfile = "cases.csv"\ngroup = "patient"\n'
+    root = folder(["a", "b"], {"a": index_mask(1)})
+    for name, text in (("dataset.toml", toml), ("cases.csv", "case,patient\na,Ö\nb,Ö\n")):
+        (root / name).write_text(text, encoding="utf-8-sig")
+    dataset = open_dataset(root)
+    assert (dataset.class_names, dataset.cases[0].group) == (("läsion",), "Ö")
+    (root / "cases.csv").write_text("case,patient\na,Ö\nb,Ö\n", encoding="latin-1")
+    with pytest.raises(InputRejected, match=r"cases\.csv: line 2 must be UTF-8 .* Save the file as UTF-8\."):
+        open_dataset(root)
+    (root / "dataset.toml").write_text(toml, encoding="latin-1")
+    with pytest.raises(InputRejected, match=r"dataset\.toml: line 1 must be UTF-8 .* as UTF-8\.$"):
+        open_dataset(root)
+
+
+def test_names_that_unicode_spells_in_two_ways_are_refused_and_told_apart(folder: Folder) -> None:
+    """As a Mac writes them and as anybody else does: to the eye both are "café"."""
+    root = folder(["b", "caf\u00e9"], {"b": index_mask(1), "cafe\u0301": index_mask(1)})
+    differ = r"1 name\(s\) differ from .* first is 'cafe\\u0301', its image 'caf\\xe9'.*convmv"
+    with pytest.raises(InputRejected, match=f"masks: {differ}"):
+        open_dataset(root)
+    assert len(read_layout(root).problems) == 1
+    shutil.rmtree(root / "masks")
+    (root / "dataset.toml").write_text('[table]\nfile = "cases.csv"\nsplit = "part"')
+    (root / "cases.csv").write_text("case,part\nb,train\ncafe\u0301,test\n")
+    with pytest.raises(InputRejected, match=rf"cases\.csv: {differ}"):
+        open_dataset(root)
 
 
 @pytest.mark.parametrize("names", [["a:b"], ["a "], [65 * "a"], ["Cyst", "cyst"]])

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -17,7 +18,7 @@ import samdistill.doctor as doctor
 from samdistill.doctor import Finding, examine
 from samdistill.errors import DeviceUnavailable
 from samdistill.plans import plans_folder
-from samdistill.runtime import load_error
+from samdistill.runtime import RUNTIMES, load_error
 from samdistill.runtime.cuda import find_gpu, nvidia_driver
 from samdistill.runtime.onnxruntime import cuda_built_for
 
@@ -61,6 +62,15 @@ def gpu_machine(monkeypatch: pytest.MonkeyPatch, *, torch: str | None, missing: 
     monkeypatch.setattr(doctor, "_loads", lambda library: bool(loaded) and library not in missing)
 
 
+@pytest.mark.parametrize(("wheels", "told"), [(["onnxruntime"], True), ([], False)])
+def test_the_wheel_for_cpus_is_told_of_beside_a_gpu_where_it_is_installed(
+    wheels: list[str], told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu_machine(monkeypatch, torch=None)
+    monkeypatch.setattr(doctor, "installed_wheels", lambda: wheels)
+    assert ("CUDA in ONNX Runtime" in by_name()) == told
+
+
 def test_a_cuda_major_mismatch_and_missing_libraries_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu_machine(monkeypatch, torch="12", missing=("libcudnn.so.9",))
     found = by_name()
@@ -97,6 +107,27 @@ def test_a_library_that_is_there_and_does_not_load_is_wrong(monkeypatch: pytest.
     found = by_name()["runtime openvino"]
     assert (found.status, found.cure) == ("wrong", "install it again, or bring what it does not find")
     assert "does not load: import of openvino halted" in found.detail
+
+
+def test_each_extra_is_told_of_and_what_samdistill_cannot_do_without_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, gone = doctor._version, {"deflate", "pylibjpeg", "nibabel", "torch", "segment-anything"}
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in gone else real(name))
+    found = {name: (one.status, one.detail, one.cure) for name, one in by_name().items()}
+    assert found["deflate"] == ("wrong", "not installed", "pip install deflate")
+    assert found["extra dicom"] == ("note", "lacks pylibjpeg", "pip install 'samdistill[dicom]'")
+    assert found["extra nifti"] == ("note", "not installed", "pip install 'samdistill[nifti]'")
+    assert found["extra export"][1] == "lacks torch, segment-anything", "export brings train"
+    assert found["extra evaluate"] == ("ok", "installed", "")
+    assert "extra test" not in found and "pillow" in found
+
+
+def test_every_extra_has_its_finding() -> None:
+    """One of its own or, of an engine's, as runtime or wheel."""
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    extras = set(tomllib.loads(text)["project"]["optional-dependencies"])
+    assert extras - {"test", "lint", "dev"} == {*doctor.EXTRAS, "cpu", "gpu", *RUNTIMES} - {"onnxruntime"}
 
 
 def test_a_driver_that_hangs_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

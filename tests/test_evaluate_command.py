@@ -128,6 +128,18 @@ def test_a_bundle_that_does_not_say_what_it_was_trained_on_is_told_of(data: Path
     assert "does not say which images it was trained on" in samdistill("evaluate", TINY, data).stderr
 
 
+def test_classes_taken_by_number_are_told_and_so_is_one_that_no_image_shows(data: Path) -> None:
+    read = "declares no classes: 1 is read as red, 2 is read as bright. If that is wrong, name them"
+    shown = "no scored image shows 'bright': its figures tell of false alarms alone"
+    declared = samdistill("evaluate", TINY, data, "--json")
+    assert json.loads(declared.stdout)["data"]["classes_declared"] is True
+    assert read not in declared.stderr and shown in declared.stderr
+    (data / "dataset.toml").unlink()
+    undeclared = samdistill("evaluate", TINY, data, "--json")
+    assert json.loads(undeclared.stdout)["data"]["classes_declared"] is False
+    assert read in undeclared.stderr and shown in undeclared.stderr
+
+
 def test_wrong_words_and_broken_data_end_with_their_exit_codes(data: Path, tmp_path: Path) -> None:
     assert samdistill("evaluate", TINY, data, "--mode", "best").returncode == 2
     assert samdistill("evaluate", TINY, data, "--run", data).returncode == 2

@@ -47,6 +47,7 @@ def evaluate(
     Images that the bundle was trained on, and others of the same group, are left out.
     """
     import json
+    import sys
     from dataclasses import asdict
     from itertools import count
 
@@ -73,6 +74,12 @@ def evaluate(
     if other is not None:
         fair = {case.id for case in _choose(dataset, other, include_trained)}
         cases = tuple(case for case in cases if case.id in fair)
+    if not dataset.declared and len(dataset.class_names) > 1:  # one class has no other to be taken for
+        read = ", ".join(f"{number} is read as {name}" for number, name in enumerate(dataset.class_names, 1))
+        print(
+            f"{data} declares no classes: {read}. If that is wrong, name them in dataset.toml (`classes`).",
+            file=sys.stderr,
+        )
     contestants = [(predictor, one) for one in modes]
     if other is not None:
         contestants.append((other, modes[0]))
@@ -84,6 +91,12 @@ def evaluate(
             score(one, cases, chosen, seed=seed, on_case=lambda _: progress.on_case(next(done), total))
             for one, chosen in contestants
         ]
+    for name, summary in zip(result.class_names, result.classes, strict=True):
+        if not summary.present:
+            print(
+                f"warning: no scored image shows {name!r}: its figures tell of false alarms alone.",
+                file=sys.stderr,
+            )
     names = _names(bundle, against, [result, *rest])
     differences = {
         name: compare(one, result, seed=seed)
@@ -97,6 +110,7 @@ def evaluate(
             "labelled": len(dataset.labelled),
             "evaluated": len(cases),
             "trained_on_included": include_trained,
+            "classes_declared": dataset.declared,
         },
         "device": _device(predictor, modes),
     }

@@ -191,7 +191,8 @@ def train(
     result = run.record.result
     print(
         f"{out}: {result['steps']} steps in {result['seconds']:.0f} s, "
-        f"best validation Dice {result['best']['val_dice']:.3f} (epoch {result['best']['epoch']})"
+        f"kept: epoch {result['best']['epoch']} ({run.config.keep}), "
+        f"validation Dice {result['best']['val_dice']:.3f}"
     )
 
 

@@ -15,6 +15,7 @@ from samdistill.io.dataset import Case, Dataset, from_layout
 from samdistill.io.duplicates import difference_hash, near_pairs
 from samdistill.io.images import Pixels
 from samdistill.io.layout import Problem, read_layout
+from samdistill.io.masks import UnlikelyClasses
 from samdistill.io.splits import make_split
 
 SMALLEST_PX = 32
@@ -151,11 +152,18 @@ def check_data(root: Path | str, *, progress: Callable[[int, int], None] | None 
 
 
 def _count_classes(dataset: Dataset, report: DataReport) -> Dataset:
-    """Infer class names from the masks that can be read; the others are reported when their turn comes."""
+    """Infer class names from the masks that can be read; the others are reported when their turn comes.
+
+    Where values are no likely class numbers that is told once, and no mask is held against a guess.
+    """
     readable = []
     for case in dataset.labelled:
         try:
             dataset.with_classes([case])
+        except UnlikelyClasses as error:
+            path = next(path for path in case.mask_paths or () if path is not None)
+            report.problems.append(_rejected(dataset.root, path, error))
+            return dataset
         except InputRejected:
             continue
         readable.append(case)
@@ -254,12 +262,16 @@ class _Tally:
             )
 
     def _reject(self, path: Path, error: InputRejected) -> None:
-        """Take over a reader's message, without the path it begins with."""
-        what, _, cure = str(error).removeprefix(f"{path} ").partition(". ")
-        self._add("error", path.relative_to(self.root).as_posix(), f"it {what}.".replace("..", "."), cure)
+        self.report.problems.append(_rejected(self.root, path, error))
 
     def _add(self, severity: str, where: str, what: str, cure: str) -> None:
         self.report.problems.append(Problem(severity, where, what, cure))
+
+
+def _rejected(root: Path, path: Path, error: InputRejected) -> Problem:
+    """Take over a reader's message, without the path it begins with."""
+    what, _, cure = str(error).removeprefix(f"{path} ").partition(". ")
+    return Problem("error", path.relative_to(root).as_posix(), f"it {what}.".replace("..", "."), cure)
 
 
 def _judge(dataset: Dataset, report: DataReport) -> None:

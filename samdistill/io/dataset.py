@@ -105,12 +105,15 @@ class Dataset:
         Class names and how masks code them; the names are empty while they are not known.
     parts
         Case id to "train", "validation" or "test", for the cases of which dataset.toml tells.
+    declared
+        Whether the folder itself names the classes; else they are the caller's, or counted.
     """
 
     root: Path
     cases: tuple[Case, ...]
     code: MaskCode
     parts: dict[str, str]
+    declared: bool = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -216,7 +219,7 @@ def from_layout(layout: Layout, expected: tuple[str, ...] | None = None) -> Data
         )
         for case_id, path in layout.images.items()
     )
-    return Dataset(layout.root, cases, code, dict(layout.parts))
+    return Dataset(layout.root, cases, code, dict(layout.parts), bool(declared))
 
 
 def fingerprint(cases: Iterable[Case], class_names: Sequence[str] = ()) -> str:

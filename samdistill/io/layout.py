@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import os
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from samdistill.config import decode
 from samdistill.errors import InputRejected
 from samdistill.io.dataset_toml import DATASET_TOML, CaseTable, DatasetConfig, read_config
 from samdistill.io.files import walk_visible
@@ -255,15 +258,35 @@ def _find_masks(layout: Layout) -> None:
         for case_id in sorted(set().union(*by_class)):
             layout.masks[case_id] = tuple(files.get(case_id) for files in by_class)
     strays = [case_id for case_id in layout.masks if case_id not in layout.images]
+    twins = _refuse_other_spelling(layout, "masks", strays)
     for case_id in strays:
         path = next(path for path in layout.masks.pop(case_id) if path is not None)
-        layout.warn(path, "there is no image of this name.", f"Give image and mask one stem: {case_id}.")
-    if strays and not layout.masks:
+        if case_id not in twins:
+            layout.warn(path, "there is no image of this name.", f"Give image and mask one stem: {case_id}.")
+    if strays and not layout.masks and not twins:
         layout.error(
             "masks",
             "no mask has the name of an image.",
             f"Masks are named as their images, without additions such as _mask; the first is {strays[0]}.",
         )
+
+
+def _refuse_other_spelling(layout: Layout, where: str, strays: list[str]) -> set[str]:
+    """Refuse names that read like an image's and are other characters; which of `strays` are such.
+
+    Unicode spells an accented letter as one character (NFC) or as two (NFD, as Macs write file names).
+    """
+    images = {unicodedata.normalize("NFC", name): name for name in (*layout.scans, *layout.images)}
+    twins = {one: image for one in strays if (image := images.get(unicodedata.normalize("NFC", one)))}
+    if twins:
+        name, image = next(iter(twins.items()))
+        layout.error(
+            where,
+            f"{len(twins)} name(s) differ from an image's only in how Unicode spells accented letters; the "
+            f"first is {name!a}, its image {image!a}.",
+            "Spell all alike: convmv -r -f utf-8 -t utf-8 --nfc --notest renames the files of a folder.",
+        )
+    return set(twins)
 
 
 def _mask_files(layout: Layout, folder: Path) -> dict[str, Path]:
@@ -333,11 +356,14 @@ def _assign(layout: Layout, case_id: str, part: str) -> None:
 def _read_table(layout: Layout, table: CaseTable) -> None:
     path = layout.root / table.file
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(decode(path.read_bytes()), newline=""))
+        rows, columns = list(reader), reader.fieldnames or []
+    except (OSError, csv.Error) as error:
         layout.error(table.file, f"the table cannot be read: {error}.", "See [table] in docs/data.md.")
+        return
+    except ValueError as error:
+        what, _, cure = str(error).partition(". ")
+        layout.error(table.file, f"{what}.", cure)
         return
     for column in (table.case, table.group, table.split):
         if column is not None and column not in columns:
@@ -356,6 +382,8 @@ def _read_table(layout: Layout, table: CaseTable) -> None:
         if case_id in layout.images
     ]
     unknown = [case_id for case_id in seen if case_id not in layout.images and case_id not in layout.scans]
+    twins = _refuse_other_spelling(layout, table.file, unknown)
+    unknown = [case_id for case_id in unknown if case_id not in twins]
     if unknown:
         tell = layout.warn if named else layout.error
         told = f"{len(unknown)} row(s) name no image; the first is {unknown[0]!r}."

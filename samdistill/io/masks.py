@@ -14,7 +14,9 @@ from samdistill.io.dataset_toml import DATASET_TOML
 from samdistill.io.images import Pixels
 from samdistill.io.stack import Stack, open_stack, read_mask
 
-MAX_INFERRED_CLASSES = 64
+MAX_INFERRED_CLASSES = 20
+LISTED = 8
+INSTANCES = "Object (instance) numbers? Masks must hold class numbers."
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,21 @@ class MaskCode:
             values = (255,)  # black and white, the other common way to save one class
         wrong = [int(value) for value in present if value != 0 and value not in values]
         if wrong:
-            known = ", ".join(f"{v} {name}" for v, name in zip(values, self.class_names, strict=True))
+            named = [f"{v} {name}" for v, name in zip(values, self.class_names, strict=True)]
+            known = ", ".join(named[:LISTED])
+            if len(named) > LISTED:
+                known += f" and {len(named) - LISTED} more"
+            instances = f"{INSTANCES} " if len(wrong) > MAX_INFERRED_CLASSES else ""
             raise InputRejected(
-                f"{path} must hold the values 0 background, {known}, not {wrong[0]}. Name every class in "
-                f"{DATASET_TOML} (`classes`), or set class_values, ignore_index or mask_threshold there."
+                f"{path} must hold the values 0 background, {known}, not {wrong[0]}. {instances}Name every "
+                f"class in {DATASET_TOML} (`classes`), or set class_values, ignore_index or mask_threshold "
+                "there."
             )
         return np.stack([pixels == value for value in values])
+
+
+class UnlikelyClasses(InputRejected):
+    """Masks hold values that, with nothing declared, are no likely class numbers."""
 
 
 def infer_class_names(paths: Iterable[Path], ignore_index: int | None) -> tuple[str, ...]:
@@ -108,8 +119,10 @@ def infer_class_names(paths: Iterable[Path], ignore_index: int | None) -> tuple[
 
     Raises
     ------
-    InputRejected
+    UnlikelyClasses
         When the highest value is no likely number of classes.
+    InputRejected
+        When a file cannot be read.
     """
     highest, where = 0, None
     for path in dict.fromkeys(paths):
@@ -120,9 +133,9 @@ def infer_class_names(paths: Iterable[Path], ignore_index: int | None) -> tuple[
         if top > highest:
             highest, where = top, path
     if highest > MAX_INFERRED_CLASSES:
-        raise InputRejected(
-            f"{where} holds the value {highest}, which is no likely class number. Declare classes and "
-            f"class_values (or mask_threshold, ignore_index) in {DATASET_TOML}."
+        raise UnlikelyClasses(
+            f"{where} holds the value {highest}, which is no likely class number. {INSTANCES} Grey levels? "
+            f"Declare classes and class_values (or mask_threshold, ignore_index) in {DATASET_TOML}."
         )
     if highest <= 1:
         return ("foreground",)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from samdistill.config import decode
 from samdistill.errors import InputRejected, UsageError
 from samdistill.io.files import write_bytes
 from samdistill.io.splits import Split
@@ -125,9 +126,9 @@ def read_counts(content: bytes, name: str, case_ids: Collection[str], class_name
         With the line, for anything that is not as it must be.
     """
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputRejected(f"{name} must be UTF-8 text: {error}.") from error
+        text = decode(content)
+    except ValueError as error:
+        raise InputRejected(f"{name}, {error}") from error
     rows = csv.reader(io.StringIO(text, newline=""))
     try:
         header = [cell.strip() for cell in next(rows, [])]
