@@ -17,13 +17,23 @@ from samdistill.errors import InputRejected
 from samdistill.evaluation import channel_order
 from samdistill.export.fit_calibration import Pixels, fit_calibration
 from samdistill.export.fit_routing import fit_routing
-from samdistill.export.fit_rules import Numbers, bounds, fit_best, out_of_fold, value_of
+from samdistill.export.fit_rules import (
+    LEAST_GROUPS,
+    LEAST_SPREAD,
+    Numbers,
+    bounds,
+    fit_best,
+    out_of_fold,
+    value_of,
+)
 from samdistill.export.fit_seen import Seen, see
 from samdistill.export.pieces import Progress
 from samdistill.geometry import ModelFrame
 from samdistill.io.dataset import Case
 from samdistill.judging import Look, look, teacher_numbers
 from samdistill.manifest_quality import (
+    LEAST_DICE,
+    RISING_NUMBERS,
     STUDENT_NUMBERS,
     UNLIKE_NUMBERS,
     Calibration,
@@ -35,8 +45,8 @@ from samdistill.manifest_quality import (
 )
 from samdistill.metrics import found_dice
 from samdistill.predictor import Predictor
+from samdistill.quality import CUT
 from samdistill.refined import average
-from samdistill.trust import LEAST_DICE
 
 LEVEL = 0.2  # share of cases that may lie beyond a bound of the score
 MARGIN = 1.25  # an input may be so much farther from the training images than the farthest validation image
@@ -115,6 +125,10 @@ def fit(predictor: Predictor, cases: Sequence[Case], training: Sequence[Case], p
         _limits(reference, looks, seen),
         _refined_score(looks, seen),
     )
+    if rule.student is None:
+        progress.on_message(f"validation images of fewer than {LEAST_GROUPS} patients: no score, no flag")
+    elif rule.refined is None and predictor.manifest.teacher is not None:
+        progress.on_message(f"the teacher's masks for fewer than {LEAST_GROUPS} patients: no score of such")
     routing = None if predictor.manifest.teacher is None else fit_routing(looks, seen)
     if routing is not None:
         progress.on_message(f"mode auto: {routing.reason}")
@@ -171,29 +185,48 @@ def _limits(reference: Reference, looks: Sequence[Look], seen: Sequence[Seen]) -
 
 def _score(
     rows: Sequence[Numbers], dice: Sequence[float], seen: Sequence[Seen], candidates: Sequence[Sequence[str]]
-) -> ScoreRule:
-    """The score, and from its errors on images it was not fitted on the thresholds of the flags."""
+) -> ScoreRule | None:
+    """The score, and from its errors on images it was not fitted on the thresholds of the flags.
+
+    None where these are of too few groups; the fewer they are, the fewer numbers has the rule.
+    """
     target = np.array(dice)
     groups = [one.group for one in seen]
+    allowed = [names for names in candidates if len(names) * LEAST_GROUPS <= len(set(groups))]
+    if not allowed:
+        return None
 
     def fit_on(indices: Sequence[int]) -> Callable[[int], float]:
         own = [groups[i] for i in indices]
-        rule = fit_best([rows[i] for i in indices], target[list(indices)], own, candidates)
+        rule = fit_best([rows[i] for i in indices], target[list(indices)], own, allowed, RISING_NUMBERS)
         return lambda i: min(max(value_of(rule, rows[i]), 0.0), 1.0)
 
     errors = target - out_of_fold(groups, fit_on)
-    rule = fit_best(rows, target, groups, candidates)
-    if not np.isfinite(errors).all():  # a single group
-        return ScoreRule(rule, len(rows), None)
+    rule = fit_best(rows, target, groups, allowed, RISING_NUMBERS)
     rmse = float(np.sqrt(np.mean(errors**2)))
     known = bounds(errors, LEVEL)
-    if known is None:
-        return ScoreRule(rule, len(rows), rmse)
-    return ScoreRule(rule, len(rows), rmse, accept=LEAST_DICE - known[0], reject=LEAST_DICE - known[1])
+    assert known is not None  # LEAST_GROUPS images are as few as have bounds
+    accept, reject = (LEAST_DICE - bound for bound in known)
+    return ScoreRule(rule, len(rows), rmse, accept, reject, _least(rows))
+
+
+def _least(rows: Sequence[Numbers]) -> dict[str, float]:
+    """The least of each number of which more is better: where a rule cuts it, or what these images reach.
+
+    Of what lies below a rule knows nothing: where validation images are alike and all good, its weights are
+    so small that no answer, however bad, has a low score.
+    """
+    least = {}
+    for name in RISING_NUMBERS:
+        if name in rows[0]:
+            values = np.array([row[name] for row in rows])
+            cut = values.mean() - CUT * max(values.std(), LEAST_SPREAD)
+            least[name] = float(min(values.min(), cut))
+    return least
 
 
 def _refined_score(looks: Sequence[Look], seen: Sequence[Seen]) -> ScoreRule | None:
-    """The score of images of which a mask is the teacher's; None where there is none."""
+    """The score of images of which a mask is the teacher's; None where too few are."""
     rows, dice, own = [], [], []
     for view, one in zip(looks, seen, strict=True):
         if one.refined is None or one.refined_masks is None:
@@ -205,4 +238,4 @@ def _refined_score(looks: Sequence[Look], seen: Sequence[Seen]) -> ScoreRule | N
             rows.append({**view.numbers_of(one.refined_masks), **known})
             dice.append(found_dice(one.refined_dice, one.refined_found))
             own.append(one)
-    return _score(rows, dice, own, OF_REFINED) if rows else None
+    return _score(rows, dice, own, OF_REFINED)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from samdistill.export.fit_rules import Vector, fit_best, out_of_fold, value_of
+from samdistill.export.fit_rules import LEAST_GROUPS, Vector, fit_best, out_of_fold, value_of
 from samdistill.export.fit_seen import Seen
 from samdistill.judging import Look
 from samdistill.manifest_quality import GAIN_QUANTILES, STUDENT_NUMBERS, LinearRule, RoutingRule
@@ -66,7 +66,10 @@ def fit_routing(looks: Sequence[Look], seen: Sequence[Seen]) -> RoutingRule:
         f"expected gains {100 * gain:+.1f} points of Dice ({told}), refining all {100 * always:+.1f}: "
         + ("so auto refines by the rule" if refine else "no gain is shown, so auto refines none")
     )
-    quantiles = np.quantile(expected, np.linspace(0, 1, GAIN_QUANTILES))
+    # Of the very rule that decides, and each the value of an image: budgets are kept by them, and many images
+    # may expect just as much. One in which nothing was found is never refined, whatever the rule says.
+    own = np.where(empty, 0.0, [value_of(rule, row) for row in rows])
+    quantiles = np.quantile(own, np.arange(GAIN_QUANTILES) / (GAIN_QUANTILES - 1), method="inverted_cdf")
     return RoutingRule(
         refine, reason, rule, least, len(seen), tuple(map(float, quantiles)), always, gain, error, share
     )
@@ -81,9 +84,9 @@ def _gain(one: Seen, least_predicted_iou: float) -> float:
 
 
 def _standard_error(values: Vector, groups: Sequence[str]) -> float | None:
-    """Of the mean, over groups; None with fewer than four."""
+    """Of the mean, over groups; None with fewer than LEAST_GROUPS."""
     names = list(dict.fromkeys(groups))
-    if len(names) < 4:
+    if len(names) < LEAST_GROUPS:
         return None
     total = np.array([sum(v for v, g in zip(values, groups, strict=True) if g == name) for name in names])
     return float(total.std(ddof=1) * math.sqrt(len(names)) / len(values))

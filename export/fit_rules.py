@@ -7,7 +7,7 @@ good by chance. Folds keep groups (patients) whole. numpy alone; knows no image 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ Fit = Callable[[Sequence[int]], Callable[[int], float]]
 
 RIDGES = (1.0, 8.0, 64.0, 512.0)  # times the unit variance of a standardised number
 FOLDS = 10
+LEAST_GROUPS = 4  # for a rule, and for each number in it; fewer tell neither a slope nor an error
 LEAST_SPREAD = 1e-3  # a number that spreads less over the images is divided by this
 
 
@@ -53,8 +54,17 @@ def out_of_fold(groups: Sequence[str], fit: Fit) -> Vector:
     return values
 
 
-def fit_ridge(rows: Sequence[Numbers], target: Vector, features: Sequence[str], ridge: float) -> LinearRule:
-    """Ridge regression of one number an image on some of its numbers; the intercept is not held back."""
+def fit_ridge(
+    rows: Sequence[Numbers],
+    target: Vector,
+    features: Sequence[str],
+    ridge: float,
+    rising: Collection[str] = (),
+) -> LinearRule:
+    """Ridge regression of one number an image on some of its numbers; the intercept is not held back.
+
+    Those of `rising` have no negative weight: the most negative is left out, and the others are fitted again.
+    """
     table = np.array([[row[name] for name in features] for row in rows]).reshape(len(rows), len(features))
     centre = table.mean(axis=0)
     scale = np.maximum(table.std(axis=0), LEAST_SPREAD)
@@ -63,34 +73,44 @@ def fit_ridge(rows: Sequence[Numbers], target: Vector, features: Sequence[str], 
     inner = standard - offset
     mean = float(target.mean())
     weights = np.linalg.solve(inner.T @ inner + ridge * np.eye(len(features)), inner.T @ (target - mean))
+    wrong = {n: w for n, w in zip(features, weights, strict=True) if n in rising and w < 0}
+    if wrong:
+        worst = min(wrong, key=wrong.__getitem__)
+        return fit_ridge(rows, target, [name for name in features if name != worst], ridge, rising)
     centres, scales, slopes = (tuple(float(v) for v in one) for one in (centre, scale, weights))
     return LinearRule(tuple(features), centres, scales, slopes, mean - float(offset @ weights))
 
 
 def fit_best(
-    rows: Sequence[Numbers], target: Vector, groups: Sequence[str], candidates: Sequence[Sequence[str]]
+    rows: Sequence[Numbers],
+    target: Vector,
+    groups: Sequence[str],
+    candidates: Sequence[Sequence[str]],
+    rising: Collection[str] = (),
 ) -> LinearRule:
     """The rule of those numbers and that ridge whose cross-validated error is least, among equals the first.
 
-    With a single group there is nothing to choose by: a rule without any number, the mean.
+    `rising` as for `fit_ridge`. With a single group there is nothing to choose by: a rule without any number,
+    the mean.
     """
     if len(set(groups)) < 2:
         return LinearRule((), (), (), (), float(target.mean()))
     best: tuple[float, Sequence[str], float] | None = None
     for features in candidates:
         for ridge in RIDGES:
-            error = float(
-                np.mean((out_of_fold(groups, _ridge_fit(rows, target, features, ridge)) - target) ** 2)
-            )
+            fit = _ridge_fit(rows, target, features, ridge, rising)
+            error = float(np.mean((out_of_fold(groups, fit) - target) ** 2))
             if best is None or error < best[0] - 1e-12:
                 best = error, features, ridge
     assert best is not None
-    return fit_ridge(rows, target, best[1], best[2])
+    return fit_ridge(rows, target, best[1], best[2], rising)
 
 
-def _ridge_fit(rows: Sequence[Numbers], target: Vector, features: Sequence[str], ridge: float) -> Fit:
+def _ridge_fit(
+    rows: Sequence[Numbers], target: Vector, features: Sequence[str], ridge: float, rising: Collection[str]
+) -> Fit:
     def fit(seen: Sequence[int]) -> Callable[[int], float]:
-        rule = fit_ridge([rows[i] for i in seen], target[list(seen)], features, ridge)
+        rule = fit_ridge([rows[i] for i in seen], target[list(seen)], features, ridge, rising)
         return lambda i: value_of(rule, rows[i])
 
     return fit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from samdistill.export.golden import REAL
 from samdistill.manifest import EngineRecord, Manifest
+from samdistill.manifest_quality import ScoreRule
 
 
 def model_card(manifest: Manifest) -> str:
@@ -79,25 +80,36 @@ def _trust(manifest: Manifest) -> list[str]:
     temperatures = ", ".join(
         f"{name} {t:.2f}" for name, t in zip(manifest.class_names, calibration.temperatures, strict=True)
     )
-    score = rule.student
-    known = score.accept is not None and score.reject is not None
-    flags = (
-        f"An answer is accepted from a score of {score.accept:.2f} on, and rejected below {score.reject:.2f}."
-        if known
-        else "They are too few to accept or reject an answer by its score: all are for review."
-    )
+    fitted = f"Fitted on {calibration.images} validation images. Temperatures: {temperatures}."
+    lines = [f"{fitted} {_score(rule.student)}"]
+    if manifest.routing is not None:
+        lines += ["", f"Mode auto: {manifest.routing.reason}."]
+    return lines
+
+
+def _score(score: ScoreRule | None) -> str:
+    if score is None:
+        return "They are too few to learn a score from: no answer is flagged."
     error = (
         "with an error that is not known, since no image could be left out: all are of one group"
         if score.rmse is None
         else f"with an error of {score.rmse:.2f} on images left out"
     )
-    lines = [
-        f"Fitted on {score.images} validation images. Temperatures: {temperatures}. The score estimates an "
-        f"image's Dice {error}. {flags}",
-    ]
-    if manifest.routing is not None:
-        lines += ["", f"Mode auto: {manifest.routing.reason}."]
-    return lines
+    told = f"The score estimates an image's Dice {error}."
+    if score.accept is None or score.reject is None:
+        return f"{told} They are too few to accept or reject an answer by its score: all are for review."
+    # Scores lie in 0..1; these bounds need not.
+    accepted = f"An answer is accepted from a score of {score.accept:.2f} on"
+    if score.accept > 1:
+        accepted = "No score is high enough to accept an answer"
+    elif score.accept <= 0:
+        accepted = "An answer is accepted at any score"
+    rejected = f"below {score.reject:.2f} it is rejected"
+    if score.reject > 1:
+        rejected = "none is high enough not to reject it"
+    elif score.reject <= 0:
+        rejected = "none is low enough to reject it"
+    return f"{told} {accepted}; {rejected}."
 
 
 def _parity(engine: EngineRecord) -> str:

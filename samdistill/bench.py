@@ -175,11 +175,11 @@ def _timed(
         before = used_mb(index) if on_gpu else _peak_mb()
         opened = open_record(bundle, record, device=device, threads=threads)
         engine = opened.engine
-        engine_results(bundle, opened, device)
         one, several = _inputs(bundle, record.model, 1), _inputs(bundle, record.model, BATCH)
         times = _times(engine, one, runs)
         throughput = BATCH / float(np.median(_times(engine, several, max(3, runs // 4))))
         memory = (used_mb(index) if on_gpu else _peak_mb()) - before
+        engine_results(bundle, opened, device)  # opens what computes beside it, so that memory is read before
         return EngineTiming(
             *_known(record),
             provider=engine.provider,

@@ -102,7 +102,7 @@ def resize_masks(masks: Masks, size: tuple[int, int]) -> Masks:
 
 
 def shrink_masks(masks: Masks, size: tuple[int, int]) -> Masks:
-    """Shrink masks for a picture, in which nothing of them may vanish; figures are not made of these.
+    """Shrink masks where nothing of them may vanish, as in a picture; no areas are measured on these.
 
     As `resize_masks`, which loses what is less than a pixel wide; so where none of its foreground is near, a
     pixel is foreground where any of those it covers is.

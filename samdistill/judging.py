@@ -83,20 +83,34 @@ def teacher_numbers(refined: Refined) -> dict[str, float | None]:
     return {"agreement": _mean(refined.agreement), "predicted_iou": _mean(refined.predicted_iou)}
 
 
-def check_abstain(manifest: Manifest, abstain: float | None) -> None:
+def check_abstain(manifest: Manifest, abstain: float | None, mode: str | None = None) -> None:
     """Refuse a least score that is no Dice (ValueError), or where the bundle has no rule to score by.
+
+    Parameters
+    ----------
+    mode
+        "refine" wants a rule of refined masks; any other, or None, a rule at all.
 
     Raises
     ------
     UsageError
         In the latter case.
     """
-    if abstain is not None and not 0 <= abstain <= 1:
+    if abstain is None:
+        return
+    if not 0 <= abstain <= 1:
         raise ValueError(f"abstain must be a Dice, 0..1, not {abstain}.")
-    if abstain is not None and manifest.quality is None:
+    rule = manifest.quality
+    if rule is None or rule.student is rule.refined is None:
+        few = "without" if rule is None else "with too few"
         raise UsageError(
-            "abstain must be left out: this bundle does not judge its answers; it was exported without "
+            f"abstain must be left out: this bundle does not judge its answers; it was exported {few} "
             "labelled validation images."
+        )
+    if mode == "refine" and rule.refined is None:
+        raise UsageError(
+            "abstain must be left out in mode refine: this bundle does not judge refined masks; too few "
+            "validation images had a mask of the teacher's."
         )
 
 
@@ -108,7 +122,8 @@ class Judge:
     manifest
         The bundle's.
     abstain
-        Images with a lower score are rejected, whatever the bundle's own threshold; None leaves it at that.
+        Images with a lower score, or none, are rejected, whatever the bundle's own threshold; None leaves it
+        at that.
 
     Raises
     ------

@@ -33,7 +33,7 @@ from samdistill.manifest_records import (
     TeacherRecord,
     require,
 )
-from samdistill.refine import RefineConfig
+from samdistill.refine import RefineConfig, check_thresholds
 
 __all__ = [
     "MANIFEST",
@@ -150,6 +150,8 @@ class Manifest:
         require(len(self.golden) >= 1, "golden must hold at least one case, not none.")
         _unique([case.name for case in self.golden], "golden", "name")
         _unique([file.path for file in self.files], "files", "path")
+        if self.prompts is not None:
+            check_thresholds(self.prompts, len(self.classes))
         has_teacher = self.models.encoder is not None
         for key in ("teacher", "prompts"):
             given = getattr(self, key) is not None

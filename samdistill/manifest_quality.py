@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from samdistill.manifest_records import require
 
 HISTOGRAM_BINS = 16  # of each colour channel
+LEAST_DICE = 0.7  # a case below it is a bad one
 GAIN_QUANTILES = 21  # 0 %, 5 %, ..., 100 %
 STUDENT_NUMBERS = ("expected_dice", "confidence", "sharpness", "area", "components", "largest_share")
 TEACHER_NUMBERS = ("agreement", "predicted_iou")
+RISING_NUMBERS = ("expected_dice", "confidence", "sharpness", *TEACHER_NUMBERS)  # of which more is better
 UNLIKE_NUMBERS = ("area_off", "components_off", "intensity_distance", "embedding_distance")
 
 
@@ -111,11 +113,14 @@ class ScoreRule:
         Validation images it was fitted on.
     rmse
         Root mean square error of the score on images that it was not fitted on (cross-validated); null where
-        all are of one group, so that none could be left out.
+        none could be left out.
     accept
-        Least score of flag "accept"; null where too few images were there to allow any.
+        Least score of flag "accept", above 1 where none is high enough; null where too few images were there
+        to tell.
     reject
         Scores below have flag "reject"; null likewise.
+    least
+        One of RISING_NUMBERS -> the least that is nothing to remark on; an image below one is not accepted.
     """
 
     rule: LinearRule
@@ -123,6 +128,7 @@ class ScoreRule:
     rmse: float | None
     accept: float | None = None
     reject: float | None = None
+    least: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(self.images > 0, f"images must be at least 1, not {self.images}.")
@@ -132,6 +138,8 @@ class ScoreRule:
             self.accept is None or self.reject is None or self.accept >= self.reject,
             f"accept must be at least reject, {self.reject}, not {self.accept}.",
         )
+        _require_known("least", self.least, RISING_NUMBERS)
+        _finite("least", tuple(self.least.values()))
 
 
 @dataclass(frozen=True)
@@ -205,30 +213,33 @@ class QualityRule:
     Attributes
     ----------
     least_dice
-        A case below it is a bad one; in (0, 1).
+        A case below it is a bad one: 0.7, the one way this schema knows.
     student
-        Of masks that are the student's.
+        Of masks that are the student's; null where validation images were too few to learn from.
     reference
         What the training images are like.
     limits
         One of UNLIKE_NUMBERS -> the most that is nothing to remark on; an image above one is not accepted.
     refined
-        Of images of which a mask is the teacher's; null where no validation image was one.
+        Of images of which a mask is the teacher's; null where too few validation images were such.
     """
 
     least_dice: float
-    student: ScoreRule
+    student: ScoreRule | None
     reference: Reference
     limits: dict[str, float]
     refined: ScoreRule | None = None
 
     def __post_init__(self) -> None:
-        require(0 < self.least_dice < 1, f"least_dice must lie between 0 and 1, not {self.least_dice}.")
+        require(self.least_dice == LEAST_DICE, f"least_dice must be {LEAST_DICE}, not {self.least_dice}.")
         _require_known("limits", self.limits, UNLIKE_NUMBERS)
-        _require_known("features of student", self.student.rule.features, STUDENT_NUMBERS)
-        if self.refined is not None:
-            both = (*STUDENT_NUMBERS, *TEACHER_NUMBERS)
-            _require_known("features of refined", self.refined.rule.features, both)
+        for name, score, known in (
+            ("student", self.student, STUDENT_NUMBERS),
+            ("refined", self.refined, (*STUDENT_NUMBERS, *TEACHER_NUMBERS)),
+        ):
+            if score is not None:
+                _require_known(f"features of {name}", score.rule.features, known)
+                _require_known(f"least of {name}", score.least, known)
 
 
 @dataclass(frozen=True)
@@ -248,7 +259,8 @@ class RoutingRule:
     images
         Validation images it was fitted on.
     gain_quantiles
-        Expected gains of these, each by a rule that did not see it: 0 %, 5 %, ..., 100 %, for budgets.
+        The gains that the rule expects of these, 0 where nothing was found: 0 %, 5 %, ..., 100 %, for
+        budgets.
     gain_always, gain_auto
         Mean gain in Dice on validation images if all were refined, and if the rule chose (cross-validated).
     gain_error

@@ -6,6 +6,7 @@ bundle's, and no output format.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,17 +26,16 @@ from samdistill.geometry import ModelFrame
 from samdistill.golden import GoldenCase, GoldenResult, compare
 from samdistill.judging import Judge, Look, look, share_of
 from samdistill.manifest import GoldenRecord, Manifest
-from samdistill.prompts import Prompts
 from samdistill.proof import prove
 from samdistill.refined import refine_images
-from samdistill.routing import Budget, least_gain
+from samdistill.routing import Budget, check_wishes, least_gain
 from samdistill.runtime import Engine
 from samdistill.segmentation import Mode, Segmentation, masks_of, parse_mode
 
 __all__ = ["BATCH_PIXELS", "Mode", "Pixels", "Predictor", "Segmentation", "masks_of", "parse_mode"]
 
 BATCH_PIXELS = 1 << 22  # of the images that are held and predicted together, the last one not counted
-TIMED_SIZE = (512, 512)  # of the picture that a budget in seconds is timed on
+TIMED_SIZE = (512, 512)  # of the picture with one finding that a budget in seconds is timed on
 Pixels = npt.NDArray[Any]  # (H, W) or (H, W, 3) of any depth, as io.read_image gives them
 
 
@@ -61,7 +61,7 @@ class Predictor:
         self._runtime, self._precision = runtime, precision  # as the teacher is opened, too
         self._teacher = teacher
         self._opening = Lock()
-        self._least: dict[Budget | None, float] = {}
+        self._least: dict[tuple[Budget | None, bool], float] = {}
         self._timing = Lock()
         self._student = student
         self._engine = student.engine
@@ -185,7 +185,8 @@ class Predictor:
             "fast": the student alone. "refine": the bundle's teacher, prompted by the student; see
             docs/refine.md. "auto": the teacher where the bundle's rule expects it to help.
         budget
-            In mode "auto" the teacher is asked about no more images than it allows.
+            In mode "auto": of images like the validation images the teacher is asked about no more than it
+            allows; of others perhaps, since each is decided on by itself.
         abstain
             An image with a lower score is flagged "reject", whatever the bundle's own threshold.
         stability
@@ -238,10 +239,14 @@ class Predictor:
         list
             One Segmentation an image, in their order.
         """
-        _check_wishes(images, mode, budget, stability=stability)
+        if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] == 3:
+            raise TypeError(
+                f"images must be a list of images, not one, {describe(images)}. Give it to predict."
+            )
+        check_wishes(mode, budget, stability=stability)
         self.require_mode(mode)
         judge = Judge(self.manifest, abstain)
-        least = self.least_gain(budget) if mode == "auto" else 0.0
+        least = self.least_gain(budget, stability=stability) if mode == "auto" else 0.0
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
         manifest = self.manifest
@@ -300,16 +305,23 @@ class Predictor:
             list(images.values()),
             [done[i].probability_maps for i in images],
             [done[i].masks for i in images],
-            least_predicted_iou=routing.least_predicted_iou if automatic and routing is not None else 0.0,
+            least_predicted_iou=routing.least_predicted_iou
+            if automatic and routing is not None
+            else -math.inf,
             stability=stability,
         )
-        return {
-            i: replace(done[i], masks=masks, refined=refined)
-            for i, (masks, refined) in zip(images, found, strict=True)
-        }
+        answers = {}
+        for i, (masks, refined) in zip(images, found, strict=True):
+            route = done[i].route
+            if route is not None and not any(refined.prompts):  # they leave out all that the student found
+                route = replace(route, refine=False, why="empty")
+            answers[i] = replace(done[i], masks=masks, refined=refined, route=route)
+        return answers
 
-    def least_gain(self, budget: Budget | None) -> float:
-        """The expected gain from which on mode "auto" asks the teacher; a budget in seconds is timed once.
+    def least_gain(self, budget: Budget | None, *, stability: bool = False) -> float:
+        """The expected gain above which mode "auto" asks the teacher; a budget in seconds is timed once.
+
+        Parameters as of `predict`: asking for stability takes time, too.
 
         Raises
         ------
@@ -320,26 +332,24 @@ class Predictor:
         rule = self.manifest.routing
         assert rule is not None
         with self._timing:
-            if budget not in self._least:
-                share = None if budget is None or not rule.refine else self._share(budget)
-                self._least[budget] = least_gain(rule, share)
-            return self._least[budget]
+            key = budget, stability
+            if key not in self._least:
+                share = None if budget is None or not rule.refine else self._share(budget, stability)
+                self._least[key] = least_gain(rule, share)
+            return self._least[key]
 
-    def _share(self, budget: Budget) -> float:
+    def _share(self, budget: Budget, stability: bool) -> float:
         """The share of images a budget allows, timed on a grey picture where it is in seconds."""
         height, width = TIMED_SIZE
         grey = np.full((height, width, 3), 128, np.uint8)
-        box = Prompts(box=np.array([width / 4, height / 4, width * 3 / 4, height * 3 / 4], np.float32))
-        frame = ModelFrame.of(TIMED_SIZE, self.manifest.input.size, self.manifest.input.multiple)
-
-        def student() -> object:
-            return self._student_answer(frame, self._logits(frame.pixels(grey)[None])[0], "fast")
-
-        def teacher() -> object:
-            opened = self.teacher()
-            return opened.segment(opened.embed([grey]), [[box]])
-
-        return share_of(budget, student, teacher)
+        maps = np.zeros((len(self.class_names), height, width), np.float32)
+        maps[0, height // 4 : height * 3 // 4, width // 4 : width * 3 // 4] = 1  # as if this had been found
+        found = Segmentation(maps > 0, maps, self.class_names, self.manifest.multi_label, "auto")
+        return share_of(
+            budget,
+            lambda: self.predict(grey),
+            lambda: self._refine({0: grey}, {0: found}, stability=stability),
+        )
 
     def teacher(self) -> BundledTeacher:
         """The bundle's teacher; opened when it is first asked for, then kept.
@@ -417,18 +427,6 @@ class Predictor:
                 f"{logits.size} values. The network is broken or overflows; no mask is given."
             )
         return logits
-
-
-def _check_wishes(images: Sequence[Pixels], mode: Mode, budget: Budget | None, *, stability: bool) -> None:
-    """What would be passed over or taken for something else without a word."""
-    if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] == 3:
-        raise TypeError(f"images must be a list of images, not one, {describe(images)}. Give it to predict.")
-    if budget is not None and not isinstance(budget, Budget):
-        raise TypeError(f"budget must be a routing.Budget, not {budget!r}. Budget.parse reads '40%'.")
-    if budget is not None and mode != "auto":
-        raise UsageError(f"budget must be given with mode auto alone, not with {mode}.")
-    if stability and mode == "fast":
-        raise UsageError("stability must be asked for in mode refine or auto: it is the teacher's.")
 
 
 def _check_student(manifest: Manifest, engine: Engine) -> None:

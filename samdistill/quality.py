@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from samdistill.arrays import Masks, ProbabilityMaps
 from samdistill.components import label
+from samdistill.geometry import shrink_masks
 from samdistill.manifest_quality import (
     HISTOGRAM_BINS,
     STUDENT_NUMBERS,
@@ -48,9 +49,9 @@ class Quality:
     score
         Estimate of the image's Dice, in [0, 1]; None without a rule.
     flag
-        "accept", "review" or "reject"; None without a score.
+        "accept", "review" or "reject"; None without a score, but "reject" where a least score was asked for.
     reasons
-        Why it is not accepted, as short names: "score", or the numbers beyond their limits.
+        Why it is not accepted, as short names: "score", "abstain", or the numbers beyond their limits.
     """
 
     numbers: dict[str, float | None]
@@ -118,12 +119,19 @@ def _class_numbers(probabilities: npt.NDArray[np.float32], mask: npt.NDArray[np.
 
 
 def sampled(masks: Masks, size: tuple[int, int]) -> Masks:
-    """(C, H, W) masks in a frame of (height, width) by nearest pixel centres: quick, and good enough here."""
+    """(C, H, W) masks in a frame of (height, width) by nearest pixel centres: quick, and good enough here.
+
+    A class that lies between all of them would be judged as one that is nowhere: it is shrunk with care.
+    """
     rows, columns = (
         ((np.arange(to) + 0.5) * (of / to)).astype(np.int64)
         for to, of in zip(size, masks.shape[1:], strict=True)
     )
-    return masks[:, rows[:, None], columns]
+    found: Masks = masks[:, rows[:, None], columns]
+    for channel in np.flatnonzero(~found.any(axis=(1, 2))):
+        if masks[channel].any():
+            found[channel] = shrink_masks(masks[channel : channel + 1], size)[0]
+    return found
 
 
 def shape_numbers(masks: Masks, reference: Reference) -> Numbers:
@@ -212,7 +220,7 @@ def judge(
     refined
         Whether a mask is the teacher's, so that the rule of refined masks holds.
     abstain
-        A score below is rejected, whatever the rule says.
+        A score below is rejected, whatever the rule says, and so is an answer without a score.
     """
     found: dict[str, float | None] = dict.fromkeys(NUMBERS)
     found.update(image)
@@ -230,15 +238,16 @@ def judge(
     if "embedding_distance" in why and teacher is not None and rule.reference.embedding_mean is None:
         why["embedding_distance"] = "the bundle holds no training embeddings"
     own = rule.refined if refined else rule.student
-    if own is None:
-        return Quality(
-            found, {**why, "score": "no validation image had a mask of the teacher's to learn from"}
-        )
-    value = evaluate_rule(own.rule, found)
-    if value is None:
-        return Quality(found, {**why, "score": "a number that the rule needs is missing"})
+    value = None if own is None else evaluate_rule(own.rule, found)
+    if own is None or value is None:
+        which = "had a mask of the teacher's" if refined else "were there"
+        few = f"too few validation images {which} to learn from"
+        why["score"] = few if own is None else "a number that the rule needs is missing"
+        # What is not known to be good enough is not good enough for whoever names a least score.
+        return Quality(found, why) if abstain is None else Quality(found, why, None, "reject", ("abstain",))
     score = min(max(value, 0.0), 1.0)
     beyond = [name for name, limit in rule.limits.items() if (n := found.get(name)) is not None and n > limit]
+    beyond += [name for name, least in own.least.items() if (n := found.get(name)) is not None and n < least]
     flag, reasons = _flag(score, own.accept, own.reject, beyond, abstain)
     return Quality(found, why, score, flag, reasons)
 
@@ -262,10 +271,11 @@ def told(qualities: Sequence[Quality]) -> dict[str, Any]:
     Returns
     -------
     dict
-        As `Quality.to_dict`; for several images also `image`, the index of the one with the lowest score, and
-        `flags`, flag -> how many.
+        As `Quality.to_dict`; for several images also `image`, the index of the worst by its flag and then its
+        score, and `flags`, flag -> how many.
     """
-    order = {"reject": 0, "review": 1, "accept": 2, None: -1}
+    # Nothing is known against an image without a flag, nor for it.
+    order = {"reject": 0, None: 1, "review": 2, "accept": 3}
     worst = min(range(len(qualities)), key=lambda i: (order[qualities[i].flag], qualities[i].score or 0.0))
     plain = qualities[worst].to_dict()
     if len(qualities) > 1:

@@ -7,6 +7,7 @@ say keeps the student's mask and says why. Knows no student and no file.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -80,7 +81,7 @@ def refine_images(
     probability_maps: Sequence[ProbabilityMaps],
     student_masks: Sequence[Masks],
     *,
-    least_predicted_iou: float = 0.0,
+    least_predicted_iou: float = -math.inf,
     stability: bool = False,
 ) -> list[tuple[Masks, Refined]]:
     """Ask the teacher about some images, all classes and components of all of them in one call a pass.
@@ -96,7 +97,7 @@ def refine_images(
     student_masks
         (C, H, W) bool each, the final masks of mode "fast": what a class keeps.
     least_predicted_iou
-        A class about whose mask the teacher is less sure keeps the student's.
+        A class about whose mask the teacher is less sure keeps the student's; its estimate may be below 0.
     stability
         Ask once more, with every prompt moved four ways, in one call for all images.
 

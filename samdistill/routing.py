@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from samdistill.errors import UsageError
 from samdistill.manifest_quality import RoutingRule
 from samdistill.quality import evaluate_rule
@@ -34,7 +32,8 @@ class Route:
         Whether the teacher is asked.
     why
         "gain": enough is expected; "no gain": none is; "budget": some is, but not enough for the budget;
-        "empty": the student found nothing to ask about; "never": the bundle's rule refines no image.
+        "empty": the student found nothing, or nothing that the prompts take, to ask about; "never": the
+        bundle's rule refines no image.
     expected_gain
         In Dice.
     """
@@ -47,6 +46,8 @@ class Route:
 @dataclass(frozen=True)
 class Budget:
     """How much may be spent on asking: a share of the images, or seconds an image on average; one of the two.
+
+    Either holds for images like the bundle's validation images.
 
     Attributes
     ----------
@@ -89,20 +90,39 @@ class Budget:
             ) from error
 
 
+def check_wishes(mode: str, budget: Budget | None, *, stability: bool) -> None:
+    """Refuse what a mode has no use for, and would pass over without a word.
+
+    Raises
+    ------
+    TypeError
+        When the budget is none.
+    UsageError
+        For a budget in another mode than "auto", for stability in mode "fast".
+    """
+    if budget is not None and not isinstance(budget, Budget):
+        raise TypeError(f"budget must be a routing.Budget, not {budget!r}. Budget.parse reads '40%'.")
+    if budget is not None and mode != "auto":
+        raise UsageError(f"budget must be given with mode auto alone, not with {mode}.")
+    if stability and mode == "fast":
+        raise UsageError("stability must be asked for in mode refine or auto: it is the teacher's.")
+
+
 def least_gain(rule: RoutingRule, share: float | None) -> float:
-    """The expected gain from which on an image is refined: above 0, and so high that a share is not exceeded.
+    """The expected gain above which an image is refined: 0, or so high that a share is not exceeded.
 
     Parameters
     ----------
     share
-        Of images like those of validation, 0..1; None: no limit.
+        Of the validation images, 0..1, which is kept in steps of the quantiles (5 %); None: no limit.
     """
     if share is None or share >= 1:
         return 0.0
     if share <= 0:
         return math.inf
-    places = np.linspace(0.0, 1.0, len(rule.gain_quantiles))
-    return max(0.0, float(np.interp(1 - share, places, rule.gain_quantiles)))
+    # A quantile itself, no value below it: many images may expect just as much, and would all be refined.
+    steps = len(rule.gain_quantiles) - 1
+    return max(0.0, rule.gain_quantiles[steps - math.floor(share * steps)])
 
 
 def told(routes: Sequence[Route]) -> dict[str, Any]:

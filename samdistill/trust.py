@@ -11,10 +11,9 @@ import numpy as np
 
 from samdistill.arrays import Mask, Masks
 from samdistill.calibration import Reliability
+from samdistill.manifest_quality import LEAST_DICE
 from samdistill.quality import Flag, Quality, auroc
 from samdistill.segmentation import Segmentation
-
-LEAST_DICE = 0.7  # a case below it is a bad one
 
 
 @dataclass(frozen=True)

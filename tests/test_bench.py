@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import fake_gpu
 import numpy as np
@@ -37,6 +38,22 @@ def test_the_memory_of_an_engine_is_told_from_a_large_process_too(tiny_bundle: P
     (one,) = bench(tiny_bundle, threads=1, runs=1)
     assert one.memory_mb > 0
     del ballast
+
+
+def test_the_memory_of_an_engine_is_not_that_of_the_networks_that_prove_it(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder is proved beside an encoder, which takes more than it does itself."""
+    proved: list[float] = []
+
+    def prove(*words: Any) -> None:
+        proved.append(400.0)
+
+    monkeypatch.setattr("samdistill.bench.engine_results", prove)
+    monkeypatch.setattr("samdistill.bench._peak_mb", lambda: 100.0 + sum(proved))
+    opened = Bundle.open(tiny_bundle)
+    one = _timed(str(tiny_bundle), opened.sha256, opened.manifest.engines[0], "cpu", 1, 1)
+    assert (one.error, one.memory_mb, proved) == (None, 0, [400])
 
 
 def change_a_threshold(values: dict[str, list[dict[str, float]]]) -> None:
@@ -112,7 +129,7 @@ def test_an_engine_whose_process_dies_is_told_and_not_waited_for(
     assert one.exit_code == 3
 
 
-def test_an_engine_of_tensorrt_is_proved_before_it_is_timed_and_its_memory_is_the_gpus(
+def test_an_engine_of_tensorrt_gets_figures_once_it_is_proved_and_its_memory_is_the_gpus(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

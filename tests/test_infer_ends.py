@@ -79,6 +79,20 @@ def test_a_gpu_lost_amid_a_folder_ends_the_run_with_6_and_what_is_done_is_resume
     assert (summary.kept, summary.done, summary.failed) == (exits.count("ok"), 40 - exits.count("ok"), 0)
 
 
+def test_a_batch_that_a_plan_does_not_take_is_refused_before_anything_is_written(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each group would fail in it, and go one by one without a word."""
+    fill(tmp_path / "in", 2)
+    sources, out = gather([str(tmp_path / "in")], tmp_path / "out"), tmp_path / "out"
+    predictor = Predictor.load(tiny_bundle)
+    monkeypatch.setattr(Predictor, "runtime", "tensorrt")
+    with pytest.raises(UsageError, match="batch must be at most 8 in tensorrt, not 9"):
+        segment_all(predictor, sources, out, batch=9)
+    assert not out.exists()
+    assert segment_all(predictor, sources, out, batch=8)[0].done == 2
+
+
 def test_a_full_disk_ends_with_2_in_a_line_and_leaves_nothing_half(tiny_bundle: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk: masks go in, the list of results does not."""
     folder, out = tmp_path / "in", tmp_path / "out"

@@ -100,6 +100,8 @@ def judged(path: str = "", value: Any = None) -> Callable[[Values], None]:
 ALLOWED = {
     "calibration and quality": judged(),
     "quality that accepts nothing": judged("quality.student.accept", None),
+    "quality without a score": judged("quality.student", None),
+    "a least number": judged("quality.student.least", {"confidence": 0.6, "sharpness": -0.01}),
     "cleaning by area": put("cleaning", {"keep": "largest", "min_area_px": 20}),
     "a window": put("intensity", {"kind": "window", "low": -100, "high": 300.5}),
     "a class name with spaces and accents": put("classes.0.name", "kyste rénal 2.a"),
@@ -153,6 +155,11 @@ REFUSED = {
     "prompts without a teacher": (
         put("prompts", {"first_pass": "box"}),
         "prompts must be given exactly",
+        False,
+    ),
+    "prompts of other classes": (
+        put("prompts", {"prompts": {"threshold": [0.5, 0.4, 0.3]}}),
+        "must be one number or 2, one a class, not 3",
         False,
     ),
     "prompts that ask for nothing": (
@@ -219,7 +226,13 @@ REFUSED = {
     "a case that moves the cursor": (put("golden.0.name", "a\x1b[2J"), "name must be printable", False),
     "hashes that are none": (put("provenance.trained_on", 5), "trained_on must be a list", False),
     "limit as text": (judged("quality.limits.area_off", "0.5"), "area_off", True),
-    "bad Dice of one": (judged("quality.least_dice", 1.0), "least_dice", True),
+    "another bad Dice": (judged("quality.least_dice", 0.8), "least_dice must be 0.7", True),
+    "a least of no number": (judged("quality.student.least", {"area": 0.1}), "least must be of", True),
+    "student's least of the teacher": (
+        judged("quality.student.least", {"agreement": 0.5}),
+        "least of student must be of",
+        False,
+    ),
     "unknown cleaning": (put("cleaning", {"keep": "best"}), "keep", True),
     "version as number": (put("versions.torch", 2), "versions", True),
     "classes as an object": (put("classes", {"0": "x"}), "classes", True),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from reference.quality import class_numbers
 from reference.quality import reliability as slow_reliability
+from test_manifest import changed
+from test_manifest import judged as with_quality
 
 from samdistill import quality
 from samdistill.calibration import BINS, Reliability, calibrated
 from samdistill.export.fit_calibration import MOST_PIXELS, Drawn, Pixels, fit_calibration, temperature_of
+from samdistill.export.fit_quality import OF_STUDENT, _score
 from samdistill.export.fit_rules import bounds, fit_best, fit_ridge, folds, out_of_fold, value_of
+from samdistill.export.model_card import model_card
 from samdistill.geometry import sigmoid
+from samdistill.manifest import parse
 from samdistill.manifest_quality import ClassRange, LinearRule, QualityRule, Reference, ScoreRule
 from samdistill.quality import NUMBERS, judge, student_numbers
 
@@ -191,20 +198,35 @@ def test_intensity_distance_is_0_to_itself_and_1_from_black_to_white() -> None:
 def test_sampled_masks_hold_what_lies_at_their_pixel_centres(picture: Any, height: int, width: int) -> None:
     _, mask = picture
     found = quality.sampled(mask[None], (height, width))[0]
-    for y in range(height):
-        for x in range(width):
-            row, column = int((y + 0.5) * mask.shape[0] / height), int((x + 0.5) * mask.shape[1] / width)
-            assert found[y, x] == mask[row, column]
+    rows, columns = (
+        [int((i + 0.5) * of / to) for i in range(to)]
+        for to, of in zip((height, width), mask.shape, strict=True)
+    )
+    wanted = mask[np.ix_(rows, columns)]
+    if wanted.any():
+        np.testing.assert_array_equal(found, wanted)
+    assert found.any() == mask.any()
+
+
+def test_a_lesion_narrower_than_the_stride_is_judged_as_one_and_not_as_nothing() -> None:
+    maps = np.full((1, 96, 96), 0.001, np.float32)
+    maps[0, 39:43, 39:43] = 0.97
+    for shift in range(11):
+        mask = np.zeros((1, 1024, 1024), np.bool_)
+        mask[0, 427 + shift : 434 + shift, 427 + shift : 434 + shift] = True
+        found = student_numbers(maps, quality.sampled(mask, (96, 96)))
+        assert found["components"] == 1
+        assert found["confidence"] == pytest.approx(0.97)
 
 
 # --- score and flag
 
 
-def judged(confidence: float, **options: Any) -> quality.Quality:
+def judged(confidence: float, rule: QualityRule = QUALITY, **options: Any) -> quality.Quality:
     numbers = dict.fromkeys(quality.STUDENT_NUMBERS, 0.5) | {"confidence": confidence}
     mask = np.zeros((1, 10, 10), np.bool_)
     mask[:, :5, :4] = True
-    return judge(QUALITY, {**numbers, "intensity_distance": 0.1}, mask, **options)
+    return judge(rule, {**numbers, "intensity_distance": 0.1}, mask, **options)
 
 
 @pytest.mark.parametrize(
@@ -228,6 +250,15 @@ def test_what_is_unlike_the_training_data_is_not_accepted() -> None:
     assert (found.flag, found.reasons) == ("review", ("area_off",))
 
 
+def test_what_lies_below_all_validation_images_is_not_accepted() -> None:
+    assert QUALITY.student is not None
+    known = {"confidence": 0.85, "sharpness": 0.5}
+    rule = replace(QUALITY, student=replace(QUALITY.student, least=known))
+    assert judged(0.9, rule).flag == "accept"
+    found = judged(0.9, replace(rule, student=replace(QUALITY.student, least={**known, "sharpness": 0.6})))
+    assert (found.flag, found.reasons) == ("review", ("sharpness",))
+
+
 def test_a_score_below_abstain_is_rejected() -> None:
     assert judged(0.9, abstain=0.81).flag == "reject"
     assert judged(0.9, abstain=0.81).reasons == ("abstain",)
@@ -235,9 +266,13 @@ def test_a_score_below_abstain_is_rejected() -> None:
 
 
 def test_too_few_validation_images_accept_and_reject_nothing() -> None:
+    assert QUALITY.student is not None
     rule = replace(QUALITY, student=replace(QUALITY.student, accept=None, reject=None))
     numbers = dict.fromkeys(quality.STUDENT_NUMBERS, 0.99)
     assert judge(rule, numbers, np.zeros((1, 10, 10), np.bool_)).flag == "review"
+    found = judged(0.9, replace(QUALITY, student=None))
+    assert (found.score, found.flag) == (None, None)
+    assert found.missing["score"] == "too few validation images were there to learn from"
 
 
 def test_every_number_has_a_value_or_a_reason() -> None:
@@ -280,10 +315,15 @@ def test_a_rule_whose_number_is_missing_gives_no_score() -> None:
 
 def test_no_rule_of_the_students_scores_a_mask_of_the_teachers() -> None:
     assert QUALITY.refined is None
-    found = judged(0.9, teacher={"agreement": 0.8, "predicted_iou": 0.9}, refined=True, abstain=0.99)
+    found = judged(0.9, teacher={"agreement": 0.8, "predicted_iou": 0.9}, refined=True)
     assert (found.score, found.flag) == (None, None)
-    assert "no validation image had a mask of the teacher's" in found.missing["score"]
+    assert "too few validation images had a mask of the teacher's" in found.missing["score"]
     assert found.numbers["agreement"] == 0.8
+
+
+def test_an_answer_without_a_score_is_rejected_where_a_least_one_is_asked_for() -> None:
+    found = judged(0.9, teacher={"agreement": 0.8, "predicted_iou": 0.9}, refined=True, abstain=0.1)
+    assert (found.score, found.flag, found.reasons) == (None, "reject", ("abstain",))
 
 
 def test_of_several_images_the_worst_is_told() -> None:
@@ -291,6 +331,12 @@ def test_of_several_images_the_worst_is_told() -> None:
     assert (told["flag"], told["image"]) == ("reject", 1)
     assert told["flags"] == {"accept": 1, "reject": 1, "review": 1}
     assert "image" not in quality.told([judged(0.9)])
+
+
+def test_an_image_without_a_score_hides_no_rejected_one_and_is_hidden_by_no_other() -> None:
+    nothing = quality.unknown("no rule")
+    assert quality.told([judged(0.9), nothing, judged(0.5)])["flag"] == "reject"
+    assert quality.told([judged(0.9), judged(0.8), nothing])["flag"] is None
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=12))
@@ -358,3 +404,73 @@ def test_a_number_that_tells_nothing_is_held_back_and_one_that_tells_is_chosen()
 @pytest.mark.parametrize(("count", "wanted"), [(3, None), (4, (0.0, 3.0)), (9, (1.0, 7.0))])
 def test_bounds_are_order_statistics_and_want_enough_images(count: int, wanted: Any) -> None:
     assert bounds(np.random.default_rng(0).permutation(count).astype(float), 0.2) == wanted
+
+
+def test_no_number_of_which_more_is_better_lowers_the_score_by_being_high() -> None:
+    rng = np.random.default_rng(5)
+    table = rng.normal(size=(20, 2))
+    rows = [{"confidence": float(a), "area": float(b)} for a, b in table]
+    target = 0.5 - 0.1 * table[:, 0] - 0.05 * table[:, 1]
+    assert fit_ridge(rows, target, ("confidence", "area"), 1.0).weights[0] < 0
+    found = fit_ridge(rows, target, ("confidence", "area"), 1.0, ("confidence",))
+    alone = fit_ridge(rows, target, ("area",), 1.0)
+    assert found == alone
+    nothing = fit_best(rows, target, [str(i) for i in range(20)], (("confidence",),), ("confidence",))
+    assert (nothing.features, nothing.intercept) == ((), pytest.approx(target.mean()))
+
+
+def picture(confidence: float, background: float = 0.01) -> quality.Numbers:
+    mask = np.zeros((1, 64, 64), np.bool_)
+    mask[0, 16:48, 16:48] = True
+    return student_numbers(np.where(mask, confidence, background).astype(np.float32), mask)
+
+
+def score_of(confidences: Any, groups: Any) -> ScoreRule | None:
+    dice = [0.9 + 0.05 * (one - 0.95) for one in confidences]
+    seen: Any = [SimpleNamespace(group=one) for one in groups]
+    return _score([picture(one) for one in confidences], dice, seen, OF_STUDENT)
+
+
+def test_a_failed_answer_is_not_accepted_though_all_validation_images_were_good() -> None:
+    """Their numbers are so alike, cut to 3 scales, that no answer at all has a low score."""
+    confidences = 0.97 + 0.02 * np.random.default_rng(1).random(8)
+    score = score_of(confidences, range(8))
+    assert score is not None
+    rule = replace(QUALITY, student=score)
+    mask = np.zeros((1, 64, 64), np.bool_)
+    mask[0, 16:48, 16:48] = True
+    for inside, outside, flag in ((0.975, 0.01, "accept"), (0.98, 0.49, "review"), (0.6, 0.01, "review")):
+        found = judge(rule, picture(inside, outside), mask)
+        assert found.score is not None
+        assert score.accept is not None
+        assert found.score > score.accept
+        assert found.flag == flag
+    assert {"confidence", "expected_dice"} <= set(judge(rule, picture(0.51, 0.4), mask).reasons)
+
+
+@pytest.mark.parametrize(
+    ("groups", "most"), [("aaaaaaaa", None), ("aabbccaa", None), ("aabbccdd", 1), ("abcdefgh", 2)]
+)
+def test_few_patients_allow_few_numbers_in_a_rule_and_fewer_than_four_none(groups: str, most: Any) -> None:
+    found = score_of(np.linspace(0.6, 0.99, 8), groups)
+    assert (found is None) == (most is None)
+    assert found is None or 1 <= len(found.rule.features) <= most
+
+
+@pytest.mark.parametrize(
+    ("accept", "reject", "told"),
+    [
+        (0.8, 0.5, "An answer is accepted from a score of 0.80 on; below 0.50 it is rejected."),
+        (1.05, 0.6, "No score is high enough to accept an answer; below 0.60 it is rejected."),
+        (0.0, -0.1, "An answer is accepted at any score; none is low enough to reject it."),
+        (1.2, 1.1, "No score is high enough to accept an answer; none is high enough not to reject it."),
+    ],
+)
+def test_the_model_card_promises_no_score_that_there_cannot_be(
+    accept: float, reject: float, told: str
+) -> None:
+    values = changed(with_quality("quality.student.accept", accept))
+    values["quality"]["student"]["reject"] = reject
+    assert told in model_card(parse(json.dumps(values).encode()))
+    values["quality"]["student"] = None
+    assert "no answer is flagged" in model_card(parse(json.dumps(values).encode()))

@@ -190,8 +190,8 @@ def test_a_class_without_pixels_of_its_own_keeps_the_students_mask(bundle: Path)
 class Says:
     """A teacher whose answers are given."""
 
-    def __init__(self, *masks: Any) -> None:
-        self.masks = list(masks)
+    def __init__(self, *masks: Any, predicted_iou: float = 0.9) -> None:
+        self.masks, self.predicted_iou = list(masks), predicted_iou
 
     def embed(self, images: Any) -> Any:
         side = images[0].shape[0]
@@ -199,9 +199,8 @@ class Says:
 
     def segment(self, *_: Any, **__: Any) -> TeacherMasks:
         count = len(self.masks)
-        return TeacherMasks(
-            self.masks, np.zeros((count, 16, 16), np.float32), np.full(count, 0.9, np.float32)
-        )
+        sure = np.full(count, self.predicted_iou, np.float32)
+        return TeacherMasks(self.masks, np.zeros((count, 16, 16), np.float32), sure)
 
 
 def refined_by(teacher: Says, maps: Any, prompts: PromptConfig) -> tuple[Any, Any, Refined]:
@@ -258,6 +257,13 @@ def test_what_the_prompts_leave_out_was_found_all_the_same() -> None:
     assert refined.kept == ("discarded", "empty", None)
     np.testing.assert_array_equal(masks, fast)
     assert told([refined], ("a", "b", "c"))["a"]["kept"] == {"discarded": 1}
+
+
+def test_a_teacher_that_is_not_sure_at_all_is_doubted_only_where_that_was_asked_for() -> None:
+    teacher = Says(square(6, 24) > 0, predicted_iou=-0.02)  # the head that estimates it knows no bounds
+    _, masks, refined = refined_by(teacher, square(12, 24, 0.9)[None], PromptConfig(points="none"))
+    assert refined.kept == (None,)
+    np.testing.assert_array_equal(masks[0], square(6, 24) > 0)
 
 
 def test_a_teacher_that_answers_with_nothing_leaves_the_students_mask(bundle: Path) -> None:

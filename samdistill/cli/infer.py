@@ -18,10 +18,14 @@ def infer(
     ] = "fast",
     budget: Annotated[
         str | None,
-        typer.Option(help="auto: refine at most this share (0.4, 40%), or so many as take 0.2s an image."),
+        typer.Option(
+            help="auto: refine at most this share (0.4, 40%) of images like the validation images, or so "
+            "many as take 0.2s an image."
+        ),
     ] = None,
     abstain: Annotated[
-        float | None, typer.Option(help="Flag images of a lower score (estimated Dice) as rejected.")
+        float | None,
+        typer.Option(help="Flag images of a lower score (estimated Dice), or none, as rejected."),
     ] = None,
     stability: Annotated[
         bool, typer.Option("--stability", help="Ask the teacher once more, with prompts moved a little.")

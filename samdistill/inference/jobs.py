@@ -58,7 +58,7 @@ class Run:
         # least gain on another day, which may give other masks; as a setting it would let nothing be resumed.
         self.provenance = dict(self.settings)
         if options.mode == "auto":
-            least = predictor.least_gain(options.parsed_budget())
+            least = predictor.least_gain(options.parsed_budget(), stability=options.stability)
             self.facts["least_gain"] = least if math.isfinite(least) else None  # none may be refined
             self.provenance["least_gain"] = json.dumps(self.facts["least_gain"])
 

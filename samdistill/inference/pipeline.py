@@ -66,6 +66,8 @@ from samdistill.io.stack import LIBRARIES, format_of
 from samdistill.io.video import LIBRARY, is_video
 from samdistill.judging import check_abstain
 from samdistill.predictor import BATCH_PIXELS, Pixels, Predictor, Segmentation
+from samdistill.profiles import LARGEST_BATCH
+from samdistill.runtime import PLANNED
 
 WAITING = 3  # groups a worker may be ahead
 
@@ -114,8 +116,9 @@ def segment_files(
     Raises
     ------
     UsageError
-        For a mode the bundle cannot do, for `abstain` where it judges nothing, while another run writes to
-        `out`, and as `plan`, `require_own` and `require_all`; before anything is written or removed.
+        For a mode the bundle cannot do, for `abstain` where it judges nothing, for a batch that the engine
+        does not take, while another run writes to `out`, and as `plan`, `require_own` and `require_all`;
+        before anything is written or removed.
     ModuleNotFoundError
         When a file's format needs a library that is not installed; likewise.
     DeviceUnavailable
@@ -124,8 +127,13 @@ def segment_files(
         When no file can be written any more, since the disk is full, say; likewise.
     """
     options = options or Options()
+    if options.abstain is not None and options.tile_px is not None:
+        raise UsageError("abstain must be left out where tiles are cut: such images have no score.")
+    check_abstain(predictor.manifest, options.abstain, options.mode)
     predictor.require_mode(options.mode)
-    check_abstain(predictor.manifest, options.abstain)
+    if predictor.runtime in PLANNED and batch > LARGEST_BATCH:  # or every group would fail, and go one by one
+        runtime = predictor.runtime
+        raise UsageError(f"batch must be at most {LARGEST_BATCH} in {runtime}, not {batch}. Lower it.")
     outputs = planned = plan(sources, out, predictor, options)
     written = earlier_files(out)
     require_all(sources, out, written)
