@@ -33,18 +33,20 @@ from samdistill.runtime.tensorrt import GENERATIONS, build, library_version
 def cache_folder() -> Path:
     """Where what is made for this machine is kept: `samdistill` below XDG_CACHE_HOME or ~/.cache.
 
+    As the XDG specification has it, a relative path counts as none.
+
     Raises
     ------
     UsageError
         When neither is known, as for a user whom the system does not know.
     """
-    base = os.environ.get("XDG_CACHE_HOME")
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        return (Path(base) if base else Path.home() / ".cache") / "samdistill"
+        return (base if base.is_absolute() else Path.home() / ".cache") / "samdistill"
     except RuntimeError as error:
         raise UsageError(
             "the cache folder must lie somewhere, and this user has no home folder. "
-            "Set XDG_CACHE_HOME to a folder that is writable."
+            "Set XDG_CACHE_HOME to the whole path of a folder that is writable."
         ) from error
 
 

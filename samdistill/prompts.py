@@ -47,7 +47,8 @@ class Prompts:
     points
         (N, 2) float32, pixels, xy with pixel centres at integers, or None; N >= 1.
     point_labels
-        (N,) int32: 1 foreground, 0 background, -1 padding. Given exactly when `points` are.
+        (N,) int32: 1 foreground, 0 background, -1 padding. Given exactly when `points` are; all padding
+        only beside a box or mask_logits.
     box
         (4,) float32, pixels, xyxy half-open, or None.
     mask_logits
@@ -76,6 +77,8 @@ class Prompts:
                 raise ValueError(f"point_labels must be ({len(points)},) integers, not {describe(labels)}.")
             if labels.min() < -1 or labels.max() > 1:
                 raise ValueError(f"point_labels must be 1, 0 or -1, not {labels}.")
+            if labels.max() < 0 and self.box is None and self.mask_logits is None:
+                raise ValueError("Prompts must be given points, a box or mask_logits, not padding alone.")
             object.__setattr__(self, "points", points)
             object.__setattr__(self, "point_labels", labels.astype(np.int32, copy=False))
         if self.box is not None:

@@ -148,7 +148,7 @@ class TeacherFrame:
 def most_sets(embedding: tuple[int, ...]) -> int:
     """Count the prompt sets that one call of the decoder takes, so that its memory is bounded.
 
-    256 of `tiny`'s; 64 of SAM's, some 2 GB (32 took 1.1 GB).
+    222 of `tiny`'s; 64 of SAM's, some 2 GB (32 took 1.1 GB).
 
     Parameters
     ----------

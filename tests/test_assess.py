@@ -77,6 +77,25 @@ def test_names_that_are_not_utf8_are_assessed_too(run: Path, tmp_path: Path) -> 
     assert list(json.loads((tmp_path / "out" / "assess.json").read_text())["cases"]) == ["B\udce4r"]
 
 
+def test_images_of_which_no_object_was_asked_about_are_left_out(run: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", classes=2, labelled=4, unlabelled=1)
+    speck = np.zeros(SIZE, np.uint8)
+    speck[5:8, 5:10] = 255  # 15 px
+    for number in (1, 2):
+        Image.fromarray(speck).save(data / "masks" / "class0" / f"0{number}.png")
+    Image.fromarray(speck).save(data / "masks" / "class1" / "01.png")
+    for folder in ("class0", "class1"):
+        Image.fromarray(0 * speck).save(data / "masks" / folder / "03.png")
+    result = call(data, "--out", tmp_path / "out", "--points-per-side", 0)
+    assert result.exit_code == 0, result.output
+    told = "2 of 4 labelled images, 1 without an object left out, 1 without one of at least 16 px left out"
+    assert told in result.output
+    record = json.loads((tmp_path / "out" / "assess.json").read_text())
+    assert (record["images_without_object"], record["images_with_small_objects_alone"]) == (1, 1)
+    assert list(record["cases"]) == ["00", "02"]
+    assert record["cases"]["02"]["box"] > 0.7  # of its large class alone
+
+
 def test_the_same_seed_gives_the_same_numbers_and_another_others(run: Path, tmp_path: Path) -> None:
     records = []
     for number, seed in enumerate((3, 3, 4)):
@@ -121,7 +140,11 @@ def test_what_it_cannot_do_is_refused(run: Path, tmp_path: Path, monkeypatch: py
     assert "must have masks" in refused(InputRejected, bare, "--out", tmp_path)
     empty = write_data(tmp_path / "empty", labelled=1, unlabelled=1)
     Image.fromarray(np.zeros(SIZE, np.uint8)).save(empty / "masks" / "00.png")
-    assert "shows an object" in refused(InputRejected, empty, "--out", tmp_path)
+    assert "1 none at all" in refused(InputRejected, empty, "--out", tmp_path)
+    speck = np.pad(np.full((3, 5), 255, np.uint8), ((0, SIZE[0] - 3), (0, SIZE[1] - 5)))
+    Image.fromarray(speck).save(empty / "masks" / "00.png")
+    told = refused(InputRejected, empty, "--out", tmp_path)
+    assert "of at least 16 px, and there is none: 1 show smaller ones alone" in told
 
 
 UP, DOWN, OPEN = Estimate(0.1, 0.05, 0.2, 9), Estimate(-0.1, -0.2, -0.05, 9), Estimate(0.0, -0.1, 0.1, 9)
@@ -147,6 +170,7 @@ def test_the_advice_follows_the_rule_with_a_student(
 ) -> None:
     differences = {"rough_box - ellipse": UP, "refined - student": refined, "rough_box - student": rough}
     assert advise(differences).startswith(beginning)
+    assert "nan" not in advise(differences)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +184,7 @@ def test_the_advice_follows_the_rule_with_a_student(
 )
 def test_the_advice_follows_the_rule_without(seen: Estimate, beginning: str) -> None:
     assert advise({"rough_box - ellipse": seen}).startswith(beginning)
+    assert "nan" not in advise({"rough_box - ellipse": seen})
 
 
 def test_rough_boxes_move_each_side_a_little_and_stay_inside() -> None:

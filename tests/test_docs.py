@@ -6,7 +6,9 @@ import ast
 import dataclasses
 import importlib
 import itertools
+import json
 import re
+import tomllib
 import typing
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,14 @@ from samdistill.cli.app import app
 from samdistill.evaluation import Evaluation
 from samdistill.export.parity import ParityReport
 from samdistill.inference.records import Record
+from samdistill.io.files import sha256_file
 from samdistill.manifest import Manifest
 from samdistill.predictor import Predictor, Segmentation
 from samdistill.statistics import Estimate
+from samdistill.teacher.tiny import WEIGHTS
+from samdistill.teacher.tiny.evaluate import UNSEEN_SETS
+from samdistill.teacher.tiny.model import build
+from samdistill.teacher_frame import most_sets
 from samdistill.train.config import PRESETS, TrainConfig
 from samdistill.train.run import RunRecord
 
@@ -90,6 +97,16 @@ def test_files_and_names_of_code_exist(page: Path) -> None:
                 assert all(hasattr(module, one.name) for one in node.names), ast.unparse(node)
 
 
+def test_a_source_distribution_holds_what_docs_benchmarks_and_makefile_need() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["scikit-build"]
+    assert not {"docs/images", "benchmarks/results"} & set(settings["sdist"]["exclude"])
+    makefile = (ROOT / "Makefile").read_text()
+    assert "$(shell" not in makefile and "git " not in makefile, "it is used where there is no repository"
+    (patterns,) = re.findall(r"^CPP := \$\(wildcard (.+)\)$", makefile, re.MULTILINE)
+    found = {path for pattern in patterns.split() for path in ROOT.glob(pattern)}
+    assert found == {path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h")}
+
+
 def fields(kind: Any) -> set[str]:
     """Names of a dataclass's fields and of those of the dataclasses in them."""
     names = set()
@@ -135,6 +152,25 @@ def expanded(cell: str, count: int) -> list[Any]:
         return [ast.literal_eval(cell.removesuffix(" each"))] * count
     plain = re.sub(r"\b(none|all)\b(?!\")", "None", cell)
     return [tuple(one) if isinstance(one, list) else one for one in ast.literal_eval(f"[{plain}]")]
+
+
+def test_the_figures_told_of_the_embedded_teacher_are_the_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "teacher_tiny.json").read_text())
+    assert measured["weights_sha256"] == sha256_file(WEIGHTS)
+    text = " ".join((ROOT / "docs" / "teacher.md").read_text().split())
+    card = WEIGHTS.with_name("MODEL_CARD.md").read_text()
+    for name, one in measured["sets"].items():
+        box, ellipse = (f"{one[key]:.3f}" for key in ("box", "ellipse"))
+        assert re.search(rf"^\| {name} \|[^|]+\| {ellipse} \| {box} \|", card, re.MULTILINE), name
+        if name in UNSEEN_SETS:
+            assert f"{box} / {ellipse} on {name}" in text
+
+
+def test_the_prompt_sets_told_of_a_call_are_those_that_it_takes() -> None:
+    encoder = build().prompt_encoder
+    tiny = most_sets((encoder.embed_dim, *encoder.image_embedding_size))
+    told = {number for page in PAGES for number in re.findall(r"(\d+) of `tiny`'s", page.read_text())}
+    assert told == {str(tiny)}
 
 
 @pytest.mark.parametrize("kind", [Predictor, Segmentation, Evaluation], ids=lambda kind: kind.__name__)

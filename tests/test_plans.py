@@ -17,7 +17,7 @@ from samdistill import engines
 from samdistill.bundle import Bundle
 from samdistill.engines import candidates, open_part
 from samdistill.errors import BundleError, DeviceUnavailable, UsageError
-from samdistill.plans import generation, plans_folder
+from samdistill.plans import cache_folder, generation, plans_folder
 from samdistill.predictor import Predictor
 from samdistill.profiles import profiles
 from samdistill.runtime import Device, Network, cuda, open_engine, tensorrt
@@ -38,6 +38,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return fake_gpu.install(monkeypatch)
+
+
+def test_a_relative_cache_folder_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the XDG specification has it; it would lie in every folder one works in."""
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    for value in ("cache", "./cache", ""):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert cache_folder() == tmp_path / ".cache" / "samdistill"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own" / "samdistill"
 
 
 def with_engine(

@@ -254,6 +254,7 @@ def test_many_threads_get_the_answers_one_gets() -> None:
         ({"points": np.empty((0, 2)), "point_labels": np.empty(0, int)}, "N >= 1"),
         ({"points": [[1, np.nan]], "point_labels": [1]}, "finite"),
         ({"points": [[1, 2]], "point_labels": [2]}, "1, 0 or -1"),
+        ({"points": [[1, 2], [3, 4]], "point_labels": [-1, -1]}, "not padding alone"),
         ({"points": [[1, 2]], "point_labels": [1, 1]}, r"\(1,\) integers"),
         ({"points": [[1, 2]], "point_labels": [1.0]}, "integers"),
         ({"box": [4, 1, 4, 9]}, "x0 < x1"),
@@ -265,6 +266,12 @@ def test_many_threads_get_the_answers_one_gets() -> None:
 def test_prompts_refuse_what_breaks_their_contract(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Prompts(**arguments)  # type: ignore[arg-type]
+
+
+def test_points_that_are_all_padding_may_stand_beside_a_box_or_a_mask() -> None:
+    padding = {"points": np.zeros((2, 2)), "point_labels": np.array([-1, -1])}
+    for other in ({"box": np.array([0, 0, 3, 4])}, {"mask_logits": np.zeros((2, 2))}):
+        Prompts(**padding, **other)  # type: ignore[arg-type]
 
 
 def test_prompts_take_plain_lists_as_float32() -> None:

@@ -158,6 +158,14 @@ def test_overlapping_classes_get_a_file_each(double: Path, tmp_path: Path) -> No
     assert (masks[0] & masks[1]).any()
 
 
+def test_the_random_walker_needs_no_cache_of_embeddings(run: Path, single: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = ("pseudo-label", run, single.parent / "data", "--out", tmp_path / "labels")
+    cache = ("--cache", tmp_path / "file" / "cache")
+    assert "cannot be made" in refused(UsageError, *words, *cache)
+    assert "of 4 images labelled" in done(*words, *cache, "--refiner", "random-walker")
+
+
 def test_a_picture_that_cannot_be_read_fails_alone(run: Path, tmp_path: Path) -> None:
     from samdistill.errors import SomeInputsFailed
 

@@ -11,9 +11,9 @@ torch = pytest.importorskip("torch", reason="the teacher needs the extra train")
 
 from small_sam import small_teacher  # noqa: E402
 
-from samdistill.errors import DeviceUnavailable  # noqa: E402
+from samdistill.errors import DeviceUnavailable, InputRejected  # noqa: E402
 from samdistill.prompts import Prompts  # noqa: E402
-from samdistill.teacher import Teacher  # noqa: E402
+from samdistill.teacher import ProposeConfig, Teacher  # noqa: E402
 from samdistill.teacher import decoder as decoder_module  # noqa: E402
 from samdistill.teacher_frame import TeacherFrame  # noqa: E402
 
@@ -86,8 +86,21 @@ def test_images_are_prepared_no_earlier_than_they_are_embedded(monkeypatch: pyte
 
     monkeypatch.setattr(teacher, "_prepare", counted)
     teacher.model.image_encoder.register_forward_hook(encoded)
+    monkeypatch.setattr("samdistill.teacher.sam.EMBED_PIXELS", 4 * 128 * 128 + 1)
     assert len(teacher.embed([picture((20, 30), seed) for seed in range(11)])) == 11
-    assert most == 8
+    assert most == 4
+
+
+@pytest.mark.parametrize(("side", "count"), [(256, 8), (1024, 1), (4096, 1)])
+def test_fewer_images_are_embedded_at_a_time_where_they_are_larger(
+    side: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, seen = small_teacher(), []
+    monkeypatch.setattr(Teacher, "input_side", side)
+    monkeypatch.setattr(teacher, "_prepare", lambda _: (torch.zeros(3, 1, 1), (1, 1)))
+    monkeypatch.setattr(teacher.model.image_encoder, "forward", lambda x: seen.append(len(x)) or x)
+    teacher.embed([picture((20, 30))] * 8)
+    assert seen == [count] * (8 // count)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -264,6 +277,18 @@ def test_wrong_arguments_are_named(teacher: Teacher) -> None:
     for other in ("gpu", "mps", "meta"):
         with pytest.raises(DeviceUnavailable, match=f"device must be cpu, cuda or cuda:N, not '{other}'"):
             Teacher("small", teacher.model, weights_sha256="", device=other)
+
+
+@pytest.mark.parametrize("part", ["output_hypernetworks_mlps", "iou_prediction_head"])
+def test_an_answer_that_is_not_finite_is_no_empty_mask(part: str) -> None:
+    teacher = small_teacher()
+    embeddings = teacher.embed([picture((40, 40))])
+    for weight in getattr(teacher.model.mask_decoder, part).parameters():
+        weight.mul_(1e30)
+    with pytest.raises(InputRejected, match="must answer with finite numbers"):
+        teacher.segment(embeddings, [[prompt_sets((40, 40))["box"]]])
+    with pytest.raises(InputRejected, match="must answer with finite numbers"):
+        teacher.propose(embeddings[0], ProposeConfig(points_per_side=2, predicted_iou=0.0))
 
 
 def medsam_script(model: Any, image: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch", reason="the teacher needs the extra train")
 
 from small_sam import small_teacher  # noqa: E402
 
-from samdistill.errors import UsageError  # noqa: E402
+from samdistill.errors import InputRejected, UsageError  # noqa: E402
 from samdistill.prompts import Prompts  # noqa: E402
 from samdistill.teacher import Embedding, Teacher  # noqa: E402
 from samdistill.teacher.cache import EmbeddingCache, decode_entry, encode_entry, entry_key  # noqa: E402
@@ -178,6 +178,57 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="cannot be made"):
         EmbeddingCache(tmp_path / "file" / "cache")
+
+
+def test_an_embedding_that_fp16_cannot_hold_is_refused_and_not_kept(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fresh,) = teacher.embed(images(1))
+    large = Embedding(fresh.features * 1e6, fresh.image_size, fresh.input_size)
+    monkeypatch.setattr(teacher, "embed", lambda _: [large])
+    with pytest.raises(InputRejected, match="must be finite as fp16"):
+        EmbeddingCache(tmp_path).embed(teacher, images(1))
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_entries_that_cannot_be_read_are_told(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (image,) = images(1)
+    proposals = ProposalCache(tmp_path, teacher, ProposeConfig(points_per_side=1))
+    EmbeddingCache(tmp_path).embed(teacher, [image])
+    proposals.propose(image, lambda: teacher.embed([image])[0])
+
+    def refuse(self: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UsageError, match=r"the embedding cache .* cannot be read: Permission denied"):
+        EmbeddingCache(tmp_path).embed(teacher, [image])
+    with pytest.raises(UsageError, match=r"the cache of proposals .* cannot be read: Permission denied"):
+        proposals.propose(image, lambda: teacher.embed([image])[0])
+
+
+def test_entries_that_may_not_go_stay(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    EmbeddingCache(tmp_path).embed(teacher, images(1))
+    (found,) = tmp_path.glob("??/*.bin")
+    os.utime(found, (time.time() - 100,) * 2)
+    unlink = Path.unlink
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        if self == found:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    cache = EmbeddingCache(tmp_path, max_bytes=found.stat().st_size)
+    cache.embed(teacher, images(2))
+    assert list(tmp_path.glob("??/*.bin")) == [found]
+    assert cache.statistics.evicted == 1
+    found.write_bytes(b"damaged")
+    assert cache.read(entry_key(teacher, images(1)[0]), CPU) is None
 
 
 KILLED = """

@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch", reason="the teacher needs the extra train")
 from small_sam import small_sam  # noqa: E402
 
 from samdistill.errors import DeviceUnavailable, InputRejected, SamdistillError, UsageError  # noqa: E402
-from samdistill.io.files import sha256_file  # noqa: E402
+from samdistill.io.files import locked, sha256_file  # noqa: E402
 from samdistill.teacher import checkpoints, load_teacher  # noqa: E402
 from samdistill.teacher.load import state_sha256  # noqa: E402
 
@@ -56,6 +56,8 @@ def write(kind: str, path: Path) -> None:
         torch.save({"model": Evil()}, path)
     elif kind == "list":
         torch.save([torch.zeros(1)], path)
+    elif kind == "numbers":
+        torch.save({**vit_b_encoder_only(), 3: torch.zeros(1)}, path)
     elif kind == "other network":
         torch.save({"layer.weight": torch.zeros(3)}, path)
     elif kind == "small sam":
@@ -74,7 +76,8 @@ def write(kind: str, path: Path) -> None:
         ("cut", "damaged"),
         ("pickle", "damaged, or holds Python objects"),
         ("objects", "Python objects besides tensors"),
-        ("list", "must be a state_dict of tensors"),
+        ("list", "must be a state_dict, tensors by their names, not a list"),
+        ("numbers", "must be a state_dict, tensors by their names"),
         ("other network", "no encoder of theirs"),
         ("small sam", "no encoder of theirs"),
         ("encoder only", "must hold all weights of SAM's vit_b"),
@@ -132,6 +135,18 @@ def test_a_teacher_that_is_not_there_says_what_to_do(
     with pytest.raises(error, match=message) as caught:
         load_teacher(name)
     assert caught.value.exit_code == code
+
+
+@pytest.mark.parametrize("prefix", ["", "sam_vit_b:"])
+def test_weights_that_are_medsams_by_their_name_get_no_other_preprocessing(
+    prefix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "MedSAM_vit_b.pth"
+    torch.save(vit_b_encoder_only(), path)
+    with pytest.raises(UsageError, match=f"must be named medsam:{path} to get MedSAM's preprocessing"):
+        load_teacher(f"{prefix}{path}")
+    with pytest.raises(InputRejected, match="must hold all weights of SAM's vit_b"):
+        load_teacher(f"medsam:{path}")
 
 
 @pytest.mark.parametrize("device", ["cuda:9", "tpu", "gpu"])
@@ -232,6 +247,22 @@ def test_a_download_that_breaks_off_says_why_and_leaves_nothing(
     with pytest.raises(error, match=message):
         checkpoints.fetch("sam_vit_b")
     assert list(empty_cache.iterdir()) == []
+
+
+def test_what_killed_downloads_left_goes_and_two_do_not_fetch_at_once(
+    monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> None:
+    empty_cache.mkdir(parents=True)
+    killed, other = (empty_cache / f".sam_vit_{x}.pth.0123abcd.tmp" for x in ("b_01ec64", "l_0b3195"))
+    killed.write_bytes(b"half")
+    other.write_bytes(b"half")
+    serve(monkeypatch, b"wrong")
+    with locked(empty_cache, "in use"), pytest.raises(UsageError, match="another process is fetching"):
+        checkpoints.fetch("sam_vit_b")
+    assert killed.exists()
+    with pytest.raises(InputRejected, match="nothing was kept"):
+        checkpoints.fetch("sam_vit_b")
+    assert list(empty_cache.iterdir()) == [other]
 
 
 def test_an_unreachable_address_says_how_to_bring_the_file_by_hand(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ pytest.importorskip("torch", reason="the teacher needs the extra train")
 from samdistill.cli.teacher import app
 from samdistill.errors import InputRejected, UsageError
 from samdistill.io.dataset import Case
+from samdistill.io.files import sha256_file
+from samdistill.teacher import load_teacher
+from samdistill.teacher.tiny import WEIGHTS
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +42,7 @@ def test_list_tells_what_is_here_and_how_the_rest_gets_here() -> None:
 def test_check_says_what_a_teacher_is() -> None:
     output = run("check", "tiny")
     assert "sound" in output
+    assert "preprocessing: SAM's" in output
     assert "takes: points, boxes, masks" in output
     assert "sha256" in output
 
@@ -75,6 +80,25 @@ def test_embed_takes_and_tells_the_intensity_rule_of_a_run(tmp_path: Path) -> No
     output = run(*arguments, "--config", str(file))
     assert "1 of 1 images embedded" in output
     assert "intensity window 10 to 90.5:" in output
+
+
+def test_embed_takes_the_teacher_of_a_run_and_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, file = tmp_path / "data" / "images", tmp_path / "run.toml"
+    images.mkdir(parents=True)
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(images / "0.png")
+    copy = Path(shutil.copy(WEIGHTS, tmp_path / "mine.safetensors"))
+    file.write_text(f'teacher = "tiny:{copy}"\n')
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "samdistill.cli.teacher._load", lambda name, device: asked.append(name) or load_teacher(name, device)
+    )
+    arguments = ("embed", str(tmp_path / "data"), "--cache", str(tmp_path / "store"))
+    sha256 = sha256_file(WEIGHTS)
+    for more in ((), ("--config", str(file)), ("--config", str(file), "--teacher", "tiny")):
+        assert f"teacher tiny, sha256 {sha256}" in run(*arguments, *more)
+    assert asked == ["tiny", f"tiny:{copy}", "tiny"]
 
 
 def test_embed_names_an_image_without_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,21 @@ def test_a_small_random_sam_proposes_what_the_generator_does(
     np.testing.assert_allclose(np.sort(proposals.iou_predictions), np.sort(scores), atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(1, 100), (100, 1)])
+def test_masks_one_pixel_wide_or_high_are_proposed_as_the_generator_does(size: tuple[int, int]) -> None:
+    """Their boxes have no area in the generator's frame, where they overlap nothing."""
+    teacher, image = small_teacher(), np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    expected, _ = official(
+        teacher, image, points_per_side=10, pred_iou_thresh=1.1, stability_score_thresh=0.8,
+        box_nms_thresh=0.5,
+    )  # fmt: skip
+    (embedding,) = teacher.embed([image])
+    config = ProposeConfig(points_per_side=10, predicted_iou=1.1, stability=0.8, box_iou=0.5)
+    masks = teacher.propose(embedding, config).masks
+    assert len(masks) > 10
+    assert sorted(mask.tobytes() for mask in masks) == sorted(mask.tobytes() for mask in expected)
+
+
 @pytest.mark.parametrize("layers", [0, 1])
 def test_the_embedded_teacher_proposes_what_the_generator_does(layers: int) -> None:
     """Real objects: thresholds, box suppression, crops and their edges all have something to do."""

@@ -91,6 +91,20 @@ def test_weights_that_were_trained_again_are_a_teacher_by_their_path(tmp_path: P
         load_teacher(f"tiny:{path}")
 
 
+def test_weights_that_are_replaced_while_they_are_read_are_named_by_their_own_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(WEIGHTS.read_bytes())
+
+    def replaced() -> object:
+        path.write_bytes(b"what training wrote meanwhile")
+        return build()
+
+    monkeypatch.setattr("samdistill.teacher.tiny.model.build", replaced)
+    assert load(path)[1] == hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+
+
 def test_it_gives_what_the_predictor_gives(tiny: Teacher) -> None:
     """Its prior included, which segment_anything reaches through the prompt encoder's own forward."""
     from segment_anything import SamPredictor

@@ -19,7 +19,7 @@ from mining_run import run as run
 from mining_run import single as single
 from mining_run import student as student
 
-from samdistill.errors import InputRejected, UsageError
+from samdistill.errors import DeviceUnavailable, InputRejected, UsageError
 from samdistill.prompts import PromptConfig
 from samdistill.refine import BURDEN, MINE, RefineConfig, load_prompts
 from samdistill.teacher import Teacher
@@ -181,6 +181,20 @@ def test_a_trial_that_a_kill_left_waiting_is_not_made_in_place_of_another(
         assert (other / "tune" / name).read_bytes() == (run / "tune" / name).read_bytes()
 
 
+def test_half_a_line_at_the_end_of_the_journal_loses_no_trial(
+    run: Path, single: Path, tmp_path: Path
+) -> None:
+    """As a full disk or a kill leaves it."""
+    done("tune", run, "--trials", 8)
+    other = Path(shutil.copytree(single, tmp_path / "other"))
+    done("tune", other, "--trials", 6)
+    journal = other / "tune" / "journal.log"
+    journal.write_bytes(journal.read_bytes()[:-20])
+    for _ in range(2):
+        assert "8 trials" in done("tune", other, "--trials", 8)
+    assert (other / "tune" / "prompts.json").read_bytes() == (run / "tune" / "prompts.json").read_bytes()
+
+
 def test_two_searches_do_not_share_a_journal(run: Path) -> None:
     """Each would take the other's trials under way for cut short."""
     (run / "tune").mkdir(exist_ok=True)
@@ -248,6 +262,17 @@ def test_the_random_walker_is_tuned_the_same_way(run: Path) -> None:
 )
 def test_tuning_refuses_what_it_cannot_do(run: Path, words: tuple[object, ...]) -> None:
     refused(UsageError, "tune", run, *words)
+
+
+@pytest.mark.parametrize("device", ["cuda:9", "tpu"])
+def test_a_device_that_cannot_be_had_is_told_without_a_teacher_too(
+    run: Path, single: Path, tmp_path: Path, device: str
+) -> None:
+    out = tmp_path / "labels"
+    words = ("--refiner", "random-walker", "--device", device)
+    refused(DeviceUnavailable, "tune", run, *words)
+    refused(DeviceUnavailable, "pseudo-label", run, single.parent / "data", "--out", out, *words)
+    assert not out.exists()
 
 
 def test_any_seed_tunes(run: Path) -> None:

@@ -57,7 +57,7 @@ def assess(
     from samdistill.refine import MINE, check_thresholds, load_prompts
     from samdistill.teacher import load_teacher
     from samdistill.teacher.cache import EmbeddingCache, default_folder
-    from samdistill.train.assess import Assessor
+    from samdistill.train.assess import Answer, Assessor
     from samdistill.train.assess import assess as measure
     from samdistill.train.assess_picture import draw, examples
     from samdistill.train.data import read_uint8
@@ -94,7 +94,8 @@ def assess(
     with Steps() as steps:
         result = measure(assessor, cases, tell=steps.tell, seed=seed)
     by_id = {case.id: case for case in cases}
-    shown = [answer for name in examples(result) if (answer := assessor.answer(by_id[name])) is not None]
+    answers = (assessor.answer(by_id[name]) for name in examples(result))
+    shown = [answer for answer in answers if isinstance(answer, Answer)]
     record = {
         **_record(result),
         "teacher": loaded.name,
@@ -151,6 +152,7 @@ def _record(result: Assessment) -> dict[str, Any]:
         "differences": plain(result.differences),
         "images": len(result.cases),
         "images_without_object": result.empty,
+        "images_with_small_objects_alone": result.small,
         "advice": result.advice,
         "cases": result.cases,
     }
@@ -160,9 +162,11 @@ def _show(result: Assessment, found: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from samdistill.train.assess import WAYS
+    from samdistill.train.assess import MIN_AREA_PX, WAYS
 
     note = f", {result.empty} without an object left out" if result.empty else ""
+    if result.small:
+        note += f", {result.small} without one of at least {MIN_AREA_PX} px left out"
     print(f"{len(result.cases)} of {found} labelled images{note}; means with 95 % intervals")
     table = Table("prompt", "Dice", "IoU", box=None, padding=(0, 2, 0, 0))
     for way, dice in result.dice.items():

@@ -47,9 +47,11 @@ def pseudo_label(
     from samdistill.refine import load_prompts
     from samdistill.teacher import load_teacher
     from samdistill.teacher.cache import EmbeddingCache, default_folder
+    from samdistill.teacher.sam import parse_device
     from samdistill.train.pseudo_folder import find_images, write_folder
     from samdistill.train.run import Run
 
+    parse_device(device)  # the student's, too, where no teacher is loaded
     opened = Run.load(run)
     opened.load_state("student")
     opened.tell_if_unfinished(lambda text: print(text, file=sys.stderr))
@@ -68,7 +70,7 @@ def pseudo_label(
                 filters=replace(
                     opened.config.pseudo, refiner=refiner, min_iou=min_iou, min_agreement=min_agreement
                 ),
-                cache=EmbeddingCache(cache or default_folder()),
+                cache=EmbeddingCache(cache or default_folder()) if loaded else None,
                 device=device,
                 tell=steps.tell,
             )

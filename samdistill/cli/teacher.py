@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from samdistill.teacher import Teacher
 
 app = typer.Typer(no_args_is_help=True)
+PREPROCESSING = {
+    "sam": "SAM's, the longest side resized, mean and deviation",
+    "medsam": "MedSAM's, stretched to the square, the image's own minimum and maximum",
+}
 Name = Annotated[
     str, typer.Argument(help="tiny, sam_vit_b, sam_vit_l, sam_vit_h, medsam, NAME:PATH or PATH.")
 ]
@@ -71,6 +75,7 @@ def check(name: Name = "tiny") -> None:
     channels, height, width = _embedding_shape(teacher)
     side = teacher.input_side
     print(f"{name}: sound; {parameters / 1e6:.1f} M parameters, input {side} x {side}")
+    print(f"preprocessing: {PREPROCESSING[teacher.preprocessing]}")
     print(f"takes: {'boxes' if teacher.preprocessing == 'medsam' else 'points, boxes, masks'}")
     print(
         f"embedding: {channels} x {height} x {width}, {2 * channels * height * width / 1e6:.2f} MB an image"
@@ -85,10 +90,13 @@ app.command("assess")(assess.assess)
 def embed(
     data: Annotated[Path, typer.Argument(help="Data folder (docs/data.md); labels are not read.")],
     cache: Annotated[Path, typer.Option(help="Folder of the embedding cache.")],
-    teacher: Annotated[str, typer.Option(help="As for `teacher check`.")] = "tiny",
+    teacher: Annotated[
+        str | None, typer.Option(help="As for `teacher check`. Default: the file's, or tiny.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     config: Annotated[
-        Path | None, typer.Option(help="TOML file of `train`, where it has an [intensity] of its own.")
+        Path | None,
+        typer.Option(help="TOML file of `train`: its teacher, and its \\[intensity] if it has one."),
     ] = None,
     max_gb: Annotated[
         float | None, typer.Option(help="Size of the cache; above it the entries longest unused go.")
@@ -108,10 +116,10 @@ def embed(
     if max_gb is not None and not 1e-9 <= max_gb < math.inf:
         raise UsageError(f"--max-gb must be above 0, a size in gigabytes, not {max_gb:g}.")
     cases = open_dataset(data, infer_classes=False).cases
-    rule = None if config is None else load_config(config).intensity
-    intensity = rule or choose_intensity([case.image_path for case in cases])
+    settings = load_config(config)
+    intensity = settings.intensity or choose_intensity([case.image_path for case in cases])
     store = EmbeddingCache(cache, max_bytes=None if max_gb is None else int(max_gb * 1e9))
-    loaded = _load(teacher, device)
+    loaded = _load(teacher or settings.teacher, device)
 
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("embedding", total=len(cases))
@@ -121,6 +129,7 @@ def embed(
             progress=lambda done: progress.update(task, completed=done),
         )
     print(f"{cache}: {new} of {len(cases)} images embedded, {len(cases) - new} were there")
+    print(f"teacher {loaded.name}, sha256 {loaded.weights_sha256}")
     limits = "" if intensity.kind == "identity" else f" {intensity.low:g} to {intensity.high:g}"
     print(f"intensity {intensity.kind}{limits}: a run with another rule embeds its images anew")
     if evicted := store.statistics.evicted:

@@ -43,10 +43,12 @@ def tune(
     from samdistill.refine import load_prompts
     from samdistill.teacher import load_teacher
     from samdistill.teacher.cache import EmbeddingCache, default_folder
+    from samdistill.teacher.sam import parse_device
     from samdistill.train.run import Run, alone_in
     from samdistill.train.tune import FOLDER, TUNED
     from samdistill.train.tune import tune as search
 
+    parse_device(device)  # the student's, too, where no teacher is loaded
     start = load_prompts(prompts)
     opened = Run.load(run)
     opened.load_state("student")  # before anything dear: a run without student is told at once

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from samdistill.arrays import Image, check_image
-from samdistill.errors import UsageError
+from samdistill.errors import InputRejected, UsageError
 from samdistill.io.files import write_bytes
 from samdistill.teacher.checkpoints import cache_folder
 from samdistill.teacher.sam import Embedding, Teacher
@@ -91,6 +91,13 @@ class EmbeddingCache:
             uint8 (H, W, 3) RGB each.
         progress
             Called with images done and images in total.
+
+        Raises
+        ------
+        UsageError
+            When the cache cannot be read or written.
+        InputRejected
+            When an embedding is not finite, or not as fp16.
         """
         found: list[Embedding] = []
         for image in images:
@@ -99,7 +106,7 @@ class EmbeddingCache:
             if embedding is None:
                 self._misses += 1
                 (fresh,) = teacher.embed([image])
-                embedding = Embedding(fresh.features.half().float(), fresh.image_size, fresh.input_size)
+                embedding = Embedding(_rounded(fresh.features), fresh.image_size, fresh.input_size)
                 self._write(key, embedding)
             else:
                 self._hits += 1
@@ -133,9 +140,15 @@ class EmbeddingCache:
             content = path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise UsageError(
+                f"the embedding cache {self.folder} cannot be read: {error.strerror}. Give access, or name "
+                "another folder."
+            ) from error
         embedding = decode_entry(content, device)
         if embedding is None:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a read-only cache, which writing will tell of
+                path.unlink()
             return None
         with contextlib.suppress(OSError):  # evicted by somebody else meanwhile, or a read-only cache
             os.utime(path)  # eviction goes by last use
@@ -165,7 +178,7 @@ class EmbeddingCache:
         for path in self.folder.glob("??/*.bin"):
             try:
                 stat = path.stat()
-            except FileNotFoundError:
+            except OSError:
                 continue
             entries.append((stat.st_mtime, stat.st_size, path))
         total = sum(size for _, size, _ in entries)
@@ -175,10 +188,24 @@ class EmbeddingCache:
                 if more == 0:
                     break
                 more -= 1
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:  # somebody else's: it stays
+                continue
             self._evicted += 1
             total -= size
         return total
+
+
+def _rounded(features: torch.Tensor) -> torch.Tensor:
+    """Features as fp16 holds them, float32 still."""
+    rounded = features.half().float()
+    if not rounded.isfinite().all():
+        raise InputRejected(
+            "the teacher's embedding must be finite as fp16, in which the cache holds it, and has values of "
+            f"{float(features.abs().max()):g}: its weights overflow. Take other weights."
+        )
+    return rounded
 
 
 def sweep(folder: Path) -> None:

@@ -21,7 +21,7 @@ import torch
 
 from samdistill import plans
 from samdistill.errors import DeviceUnavailable, InputRejected, UsageError
-from samdistill.io.files import atomic_write, sha256_file
+from samdistill.io.files import atomic_write, locked, remove_leftovers, sha256_file
 
 State = dict[str, torch.Tensor]
 Architecture = Literal["vit_b", "vit_l", "vit_h"]
@@ -168,7 +168,7 @@ def fetch(name: str, *, progress: Callable[[int, int], None] | None = None) -> P
     DeviceUnavailable
         When the address cannot be reached, or the connection ends early.
     UsageError
-        When the cache folder cannot be written.
+        When the cache folder cannot be written, or another process fetches into it.
     InputRejected
         When what arrived has another hash. Whatever goes wrong, nothing is kept.
     """
@@ -181,14 +181,18 @@ def fetch(name: str, *, progress: Callable[[int, int], None] | None = None) -> P
         raise UsageError(f"{name} cannot be fetched: its authors offer no direct address. {by_hand(name)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            _download(checkpoint.url, temporary, progress)
-            actual = sha256_file(temporary)
-            if checkpoint.sha256 not in (None, actual):
-                raise InputRejected(
-                    f"what {checkpoint.url} gave must have the SHA-256 {checkpoint.sha256}, not {actual}; "
-                    f"nothing was kept. Did a proxy answer? Fetch again, or by hand: {by_hand(name)}"
-                )
+        refusal = f"another process is fetching into {path.parent}: wait for it, then run this again."
+        with locked(path.parent, refusal):
+            remove_leftovers(path.parent, [path.name])
+            with atomic_write(path) as temporary:
+                _download(checkpoint.url, temporary, progress)
+                actual = sha256_file(temporary)
+                if checkpoint.sha256 not in (None, actual):
+                    raise InputRejected(
+                        f"what {checkpoint.url} gave must have the SHA-256 {checkpoint.sha256}, not "
+                        f"{actual}; nothing was kept. Did a proxy answer? Fetch again, or by hand: "
+                        f"{by_hand(name)}"
+                    )
     except _BROKEN as error:
         raise DeviceUnavailable(f"{checkpoint.url} cannot be reached: {error}. {by_hand(name)}") from error
     except OSError as error:
@@ -249,9 +253,11 @@ def read_state(path: Path) -> State:
         ) from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    ):
         raise InputRejected(
-            f"{path} must be a state_dict of tensors, not a {type(state).__name__} of others."
+            f"{path} must be a state_dict, tensors by their names, not a {type(state).__name__} of others."
         )
     architecture_of(state, path)
     return state

@@ -20,9 +20,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from samdistill.errors import InputRejected
 from samdistill.teacher_frame import UNUSED
 
-__all__ = ["UNUSED", "PromptBatch", "attend", "decode", "draw", "encode_points", "encode_prompts"]
+__all__ = [
+    "UNUSED",
+    "PromptBatch",
+    "attend",
+    "check_finite",
+    "decode",
+    "draw",
+    "encode_points",
+    "encode_prompts",
+]
 
 
 class PromptBatch(NamedTuple):
@@ -110,6 +120,15 @@ def decode(
     """
     queries, keys, scores = attend(decoder, image_embeddings, image_pe, tokens, exists, dense)
     return draw(decoder, queries, keys, (image_embeddings.shape[-2], image_embeddings.shape[-1])), scores
+
+
+def check_finite(logits: torch.Tensor, scores: torch.Tensor) -> None:
+    """Refuse answers that are none: above no threshold, they would pass for empty masks."""
+    if not (logits.isfinite().all() and scores.isfinite().all()):
+        raise InputRejected(
+            "the teacher must answer with finite numbers, not NaN or infinity: its weights are broken or "
+            "overflow; no mask is given. Take other weights."
+        )
 
 
 def decode_one(

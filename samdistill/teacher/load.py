@@ -28,7 +28,7 @@ def load_teacher(name_or_path: str = "tiny", device: str = "cpu") -> Teacher:
     Raises
     ------
     UsageError
-        When the name is unknown or the file is missing.
+        When the name is unknown, the file is missing, or it is MedSAM's by its name and not called medsam.
     InputRejected
         When the file is damaged, not the architecture it should be, or holds NaN or infinity.
     DeviceUnavailable
@@ -49,6 +49,12 @@ def load_teacher(name_or_path: str = "tiny", device: str = "cpu") -> Teacher:
         return Teacher("tiny", model, weights_sha256=sha256, device=device)
     if not file and name not in checkpoints.KNOWN and Path(name_or_path).suffix:
         name, file = "", name_or_path
+    if file and name != "medsam" and "medsam" in Path(file).name.lower():
+        # The same architecture: nothing in the weights tells that they want other preprocessing.
+        raise UsageError(
+            f"{file} must be named medsam:{file} to get MedSAM's preprocessing, not {name_or_path}. "
+            "Rename it if SAM's is meant."
+        )
     path = Path(file) if file else checkpoints.find(name)
     expected = checkpoints.known(name).architecture if name else None
     state = checkpoints.read_state(path)

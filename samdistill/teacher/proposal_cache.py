@@ -60,6 +60,11 @@ class ProposalCache:
             found = decode_proposals(path.read_bytes())
         except FileNotFoundError:
             found = None
+        except OSError as error:
+            raise UsageError(
+                f"the cache of proposals {self.folder} cannot be read: {error.strerror}. Give access, or "
+                "name another folder with --cache."
+            ) from error
         if found is None:  # also where an entry is damaged: a disk's fault, no writer leaves such
             found = propose(self._teacher, embed(), self._config, image=image)
             self.made += 1

@@ -16,7 +16,7 @@ import torch
 from samdistill.arrays import Image, Mask, Masks
 from samdistill.components import label
 from samdistill.proposals import Proposals, boxes_of, mask_nms, nms, stability_scores
-from samdistill.teacher.decoder import attend, draw, encode_points
+from samdistill.teacher.decoder import attend, check_finite, draw, encode_points
 from samdistill.teacher_frame import most_upscaled
 
 if TYPE_CHECKING:
@@ -118,6 +118,11 @@ def propose(
     -------
     Proposals
         Best predicted IoU first; with crops, those of smaller crops first.
+
+    Raises
+    ------
+    InputRejected
+        When the network answers with NaN or infinity.
     """
     config = config or ProposeConfig()
     if teacher.preprocessing == "medsam":
@@ -184,6 +189,7 @@ def _search(
         )
         rows = good.any(dim=1)  # masks are drawn for these points alone
         logits = draw(model.mask_decoder, mask_tokens[rows], keys[rows], (keys_height, keys_width))[:, 1:]
+        check_finite(logits, scores)
         full = teacher.upscale(logits[good[rows]], embedding).cpu().numpy()
         iou = scores[:, 1:][good].cpu().numpy()
         threshold = teacher.mask_threshold

@@ -18,9 +18,10 @@ from samdistill.arrays import Image, Mask, check_image
 from samdistill.errors import DeviceUnavailable
 from samdistill.prompts import Prompts
 from samdistill.proposals import Proposals
-from samdistill.teacher.decoder import PromptBatch, decode, encode_prompts
+from samdistill.teacher.decoder import PromptBatch, check_finite, decode, encode_prompts
 from samdistill.teacher.propose import ProposeConfig, propose
 from samdistill.teacher_frame import (
+    EMBED_PIXELS,
     Preprocessing,
     TeacherFrame,
     TeacherMasks,
@@ -35,8 +36,6 @@ from samdistill.torchvision_cure import cure
 cure()
 
 from segment_anything.modeling import Sam  # noqa: E402
-
-EMBED_BATCH = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +109,9 @@ class Teacher:
         for image in images:
             check_image(image)
         embeddings: list[Embedding] = []
-        for start in range(0, len(images), EMBED_BATCH):
-            batch = images[start : start + EMBED_BATCH]
+        step = max(1, EMBED_PIXELS // self.input_side**2)
+        for start in range(0, len(images), step):
+            batch = images[start : start + step]
             part = [self._prepare(image) for image in batch]
             features = self.model.image_encoder(torch.stack([pixels for pixels, _ in part]).to(self.device))
             for image, (_, size), one in zip(batch, part, features, strict=True):
@@ -174,6 +174,11 @@ class Teacher:
         -------
         tuple
             (N, 4, 4h, 4w) float32 logits and (N, 4) float32 predicted IoU, on the teacher's device.
+
+        Raises
+        ------
+        InputRejected
+            When the network answers with NaN or infinity.
         """
         if len(embeddings) != len(prompts):
             raise ValueError(
@@ -198,6 +203,7 @@ class Teacher:
                 decode(self.model.mask_decoder, features, encoder.get_dense_pe(), tokens, exists, dense)
             )
         logits, scores = (torch.cat(both) for both in zip(*answers, strict=True))
+        check_finite(logits, scores)
         return logits, scores
 
     def propose(

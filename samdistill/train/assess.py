@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,8 +42,10 @@ WAYS = {
 }
 JITTER = 0.15
 POINTS = 5
-MIN_AREA_PX = 16  # smaller objects are not asked for; they count in the truth
+MIN_AREA_PX = 16  # smaller objects are not asked for; they count in the truth of a class that has larger ones
 SETS = 16  # prompt sets a decoder call, so that images with hundreds of objects fit into memory
+LeftOut = Literal["empty", "small"]
+"""Why an image is not answered: it holds no object, or none that is large enough to be asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +65,7 @@ class Answer:
     rough_boxes
         (N, 4) float32 xyxy half-open, image frame.
     dice, iou
-        Way -> mean over the classes in the truth.
+        Way -> mean over the classes of which an object was asked for.
     """
 
     case: Case
@@ -86,8 +89,8 @@ class Assessment:
         Case id -> way -> Dice.
     differences
         "rough_box - ellipse" and the like: Dice image by image, with interval.
-    empty
-        Images without any object, left out.
+    empty, small
+        Images without any object, and with none of MIN_AREA_PX; left out.
     advice
         One sentence, see `advise`.
     """
@@ -97,6 +100,7 @@ class Assessment:
     cases: dict[str, dict[str, float]]
     differences: dict[str, Estimate]
     empty: int
+    small: int
     advice: str
 
 
@@ -130,25 +134,28 @@ class Assessor:
     points_per_side: int = 16
     seed: int = 0
 
-    def answer(self, case: Case) -> Answer | None:
-        """Answer a labelled case; None where it holds no object."""
+    def answer(self, case: Case) -> Answer | LeftOut:
+        """Answer a labelled case, or say why it is left out."""
         truth, ignored = case.read_labels()
         if self.classes:
             truth = truth[[case.code.class_names.index(name) for name in self.classes]]
         if not truth.any():
-            return None
+            return "empty"
+        found = [label(mask) for mask in truth]
+        asked = np.array([(one.area_px >= MIN_AREA_PX).any() for one in found])
+        if not asked.any():
+            return "small"
         image = self.read(case)
         (embedding,) = self.cache.embed(self.teacher, [image])
         # Names on disk need not be UTF-8.
         seeded = f"{self.seed} {case.id}".encode(errors="surrogateescape")
         digest = hashlib.sha256(seeded).digest()
-        masks, boxes = self._from_truth(embedding, truth, np.random.default_rng(list(digest)))
+        masks, boxes = self._from_truth(embedding, truth, found, np.random.default_rng(list(digest)))
         if self.student is not None:
             (maps,) = predict_maps(self.student, [image], self.size, 1)
             config = suited(self.config, self.teacher.preprocessing)
             masks["student"] = maps > 0.5
             masks["refined"] = refine(self.teacher, [embedding], [maps], config)[0].masks
-        present = truth.any(axis=(1, 2))
         return Answer(
             case,
             image,
@@ -156,11 +163,11 @@ class Assessor:
             masks,
             boxes,
             {
-                way: float(dice_per_class(one, truth, ignore=ignored)[present].mean())
+                way: float(dice_per_class(one, truth, ignore=ignored)[asked].mean())
                 for way, one in masks.items()
             },
             {
-                way: float(iou_per_class(one, truth, ignore=ignored)[present].mean())
+                way: float(iou_per_class(one, truth, ignore=ignored)[asked].mean())
                 for way, one in masks.items()
             },
         )
@@ -170,15 +177,14 @@ class Assessor:
         return self.teacher.preprocessing == "medsam"
 
     def _from_truth(
-        self, embedding: Embedding, truth: Masks, random: np.random.Generator
+        self, embedding: Embedding, truth: Masks, found: Sequence[Components], random: np.random.Generator
     ) -> tuple[dict[str, Masks], npt.NDArray[np.float32]]:
-        """What the teacher makes of prompts out of the truth, and the rough boxes."""
+        """What the teacher makes of prompts out of the truth's components, and the rough boxes."""
         ways = ["box", "rough_box"] if self._boxes_only else ["box", "box_points", "points", "rough_box"]
         sets: dict[str, list[Prompts]] = {way: [] for way in ways}
         masks = {way: np.zeros_like(truth) for way in (*ways, "ellipse")}
         owners: list[int] = []
         rough: list[npt.NDArray[np.float32]] = []
-        found = [label(mask) for mask in truth]
         for number, components in enumerate(found):
             for component in np.flatnonzero(components.area_px >= MIN_AREA_PX):
                 box = components.boxes[component].astype(np.float32)
@@ -203,8 +209,7 @@ class Assessor:
         if self.points_per_side and not self._boxes_only:
             config = ProposeConfig(points_per_side=self.points_per_side)
             masks["proposals"] = best_of(self.teacher.propose(embedding, config).masks, found, truth)
-        boxes = np.stack(rough) if rough else np.zeros((0, 4), np.float32)
-        return masks, boxes
+        return masks, np.stack(rough)
 
 
 def assess(
@@ -226,14 +231,17 @@ def assess(
     Raises
     ------
     InputRejected
-        When no case holds an object.
+        When no case holds an object that is large enough to be asked for.
     """
     dice: dict[str, list[float]] = {}
     iou: dict[str, list[float]] = {}
     kept: list[Case] = []
+    left_out: list[LeftOut] = []
     for number, case in enumerate(cases):
         answer = assessor.answer(case)
-        if answer is not None:
+        if not isinstance(answer, Answer):
+            left_out.append(answer)
+        else:
             kept.append(case)
             for way, value in answer.dice.items():
                 dice.setdefault(way, []).append(value)
@@ -241,7 +249,9 @@ def assess(
         tell("assessing", number + 1, len(cases))
     if not kept:
         raise InputRejected(
-            "there must be at least one labelled image that shows an object, and there is none."
+            "there must be at least one labelled image that shows an object of at least "
+            f"{MIN_AREA_PX} px, and there is none: {left_out.count('small')} show smaller ones alone, "
+            f"{left_out.count('empty')} none at all."
         )
     groups = [case.group for case in kept]
     ways = [way for way in WAYS if way in dice]
@@ -256,7 +266,8 @@ def assess(
         {way: bootstrap_mean(iou[way], groups=groups, seed=seed) for way in ways},
         {case.id: {way: dice[way][number] for way in ways} for number, case in enumerate(kept)},
         differences,
-        len(cases) - len(kept),
+        left_out.count("empty"),
+        left_out.count("small"),
         advise(differences),
     )
 
@@ -366,6 +377,7 @@ def _points(components: Components, component: int, random: np.random.Generator)
 
 
 def _told(one: Estimate, sign: int = 1) -> str:
-    """Dice points with their interval."""
+    """Dice points, with their interval where there is one: a single image has none."""
     low, high = sorted((100 * sign * one.low, 100 * sign * one.high))
-    return f"{100 * sign * one.mean:.1f} Dice points ({low:.1f} to {high:.1f})"
+    interval = "" if low != low else f" ({low:.1f} to {high:.1f})"
+    return f"{100 * sign * one.mean:.1f} Dice points{interval}"

@@ -141,7 +141,7 @@ def write_folder(
     *,
     config: RefineConfig,
     filters: PseudoConfig,
-    cache: EmbeddingCache,
+    cache: EmbeddingCache | None = None,
     device: str = "cpu",
     tell: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Counts:
@@ -162,7 +162,7 @@ def write_folder(
     filters
         Its `min_iou` and `min_agreement`, and the random walker's settings.
     cache
-        Of the teacher's embeddings.
+        Of the teacher's embeddings; needed with a teacher.
     device
         Of the student.
     tell
@@ -174,15 +174,16 @@ def write_folder(
         When `out` holds anything else, or `config` has thresholds of other classes.
     """
     check_thresholds(config, len(run.class_names))
-    if teacher is not None:
-        config = suited(config, teacher.preprocessing)
-    _begin(run, cases, out, _settings(run, teacher, config, filters))
     student = run.load_student().to(device)
     refiner: Refiner
     if teacher is None:
         refiner = RandomWalkerRefiner(config, margin=filters.walker_margin, beta=filters.walker_beta)
+    elif cache is None:
+        raise ValueError("cache must be given with a teacher, not None.")
     else:
+        config = suited(config, teacher.preprocessing)
         refiner = TeacherRefiner(EmbeddedCases(teacher, cache, cases, run.intensity), config)
+    _begin(run, cases, out, _settings(run, teacher, config, filters))
     store, sha256 = PseudoStore(out / STORE), teacher.weights_sha256 if teacher else ""
     failed: dict[str, str] = {}
     another = functools.cache(

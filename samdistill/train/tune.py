@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -222,6 +223,7 @@ def tune(
 def _study(journal: Path, name: str) -> optuna.Study:
     """Open the journal's study of this name, or begin it; trials that a kill cut short count as failed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    _cut_off_half_line(journal)
     try:
         storage = JournalStorage(JournalFileBackend(str(journal)))
         study = optuna.create_study(
@@ -234,6 +236,15 @@ def _study(journal: Path, name: str) -> optuna.Study:
     except (ValueError, KeyError) as error:
         raise InputRejected(f"{journal} is damaged: {error}. Delete it to begin anew.") from error
     return study
+
+
+def _cut_off_half_line(journal: Path) -> None:
+    """Drop what a kill or a full disk left of the last line: another appended to it would damage both."""
+    if journal.is_file():
+        content = journal.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(journal, whole)
 
 
 def _search(

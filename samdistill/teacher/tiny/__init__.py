@@ -6,6 +6,8 @@ real work use SAM or MedSAM.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,16 +33,16 @@ def load(path: Path = WEIGHTS) -> tuple[Sam, str]:
     InputRejected
         When the file is missing, damaged or of another network.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load as parse
 
     from samdistill.errors import InputRejected
-    from samdistill.io.files import sha256_file
     from samdistill.teacher.tiny.model import build
 
     try:
-        with safe_open(path, "pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            trained_for = file.metadata() or {}
+        content = path.read_bytes()  # once: training may put other weights there meanwhile
+        state = parse(content)
+        trained_for = _metadata(content)
         if any(trained_for.get(key) != value for key, value in TRAINED_FOR.items()):
             raise RuntimeError(f"trained for {trained_for}, not {TRAINED_FOR}")
         model = build()
@@ -49,7 +51,14 @@ def load(path: Path = WEIGHTS) -> tuple[Sam, str]:
         detail = " ".join(str(error).split())[:300]
         cure = "Install samdistill anew" if path == WEIGHTS else "Name what tiny.train wrote"
         raise InputRejected(f"{path} must hold the embedded teacher's weights: {detail}. {cure}.") from error
-    return model, sha256_file(path)
+    return model, hashlib.sha256(content).hexdigest()
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """What a sound file's header says beside its tensors, which safetensors gives of files alone."""
+    length = int.from_bytes(content[:8], "little")
+    metadata: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return metadata
 
 
 def save(state: dict[str, torch.Tensor], path: Path) -> None:
