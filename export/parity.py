@@ -320,7 +320,7 @@ class StudentReference:
             self.answers.append(StudentAnswer(pixels, logits, frame, self._masks(frame, logits), truth))
 
     def _masks(self, frame: ModelFrame, logits: Logits) -> Masks:
-        maps = frame.probability_maps(logits[0])
+        maps = np.nan_to_num(frame.probability_maps(logits[0]))  # the report tells of NaN by the outputs
         return masks_of(maps, thresholds=self._thresholds, multi_label=self._multi_label)
 
     def answer(self, engine: Engine, image: Image) -> tuple[Masks, ProbabilityMaps]:
