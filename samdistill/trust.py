@@ -74,8 +74,8 @@ def judged(qualities: Sequence[Quality], dice: Sequence[float]) -> dict[str, Any
     -------
     dict or None
         `least_dice`; `bad`, how many cases are below; `auroc` of the score for these; `rmse` of the score as
-        an estimate of Dice; `flags`, flag -> `cases`, `dice`, their mean, and `bad`, how many. None where no
-        case has a score.
+        an estimate of Dice; `flags`, flag -> `cases`, `dice`, their mean, and `bad`, how many; `unscored`,
+        how many cases have no score and count in none of these. None where no case has one.
     """
     known = [(one, value) for one, value in zip(qualities, dice, strict=True) if one.score is not None]
     if not known:
@@ -97,4 +97,5 @@ def judged(qualities: Sequence[Quality], dice: Sequence[float]) -> dict[str, Any
             }
             for flag in get_args(Flag)
         },
+        "unscored": len(qualities) - len(known),
     }

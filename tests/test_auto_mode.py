@@ -44,6 +44,7 @@ from samdistill.prompts import PromptConfig
 from samdistill.quality import unknown
 from samdistill.refine import RefineConfig
 from samdistill.refined import Refined
+from samdistill.report.trust_page import trust_sections
 from samdistill.routing import Budget
 from samdistill.teacher import load_teacher
 
@@ -316,6 +317,18 @@ def test_an_image_whose_only_finding_was_missed_is_no_good_one_by_classes_that_a
     assert told is not None
     assert told["bad"] == 1
     assert told["rmse"] == pytest.approx(0.1)
+
+
+def test_cases_without_a_score_are_counted_beside_those_with_one() -> None:
+    masks = np.ones((1, 9, 9), np.bool_)
+    bare = replace(score_case("a", "a", masks, masks), quality=unknown("no"))
+    scored = replace(bare, quality=replace(unknown("no"), score=0.9, flag="accept"))
+    evaluation = summarize([bare, scored, bare], class_names=("a",), mode="refine", seed=0)
+    told = evaluation.judged()
+    assert told is not None
+    assert told["unscored"] == 2
+    assert told["flags"]["accept"]["cases"] == 1
+    assert "2 cases have no score" in "".join(one.body for one in trust_sections(evaluation))
 
 
 def test_what_is_kept_of_a_validation_image_does_not_grow_with_it(original: Path, tmp_path: Path) -> None:

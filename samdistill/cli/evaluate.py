@@ -270,6 +270,8 @@ def _show_trust(results: list[Evaluation], names: list[str]) -> None:
             f"{one['cases']} {flag} (mean Dice {number(one['dice'])}, {one['bad']} bad)"
             for flag, one in told["flags"].items()
         ]
+        if told["unscored"]:
+            flags.append(f"{told['unscored']} without a score")
         area = number(told["auroc"])
         print(f"{title}: {', '.join(flags)}; bad is below {told['least_dice']:g}, AUROC of the score {area}")
 

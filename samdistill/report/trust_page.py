@@ -48,6 +48,8 @@ def trust_sections(evaluation: Evaluation) -> list[Section]:
             f"others with an AUROC of {number(told['auroc'])} (0.5: by chance, 1: always); as an estimate of "
             f"Dice it is off by {number(told['rmse'])} (root mean square)."
         )
+        if told["unscored"]:
+            caption += f" {told['unscored']} cases have no score and are in none of these figures."
         headers = ["flag", "cases", "mean Dice", f"Dice below {told['least_dice']:g}"]
         sections.append(Section("Flags", table(headers, rows, caption=caption)))
     return sections
