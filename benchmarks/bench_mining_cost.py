@@ -20,11 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import machine  # sets one thread, so it comes before numpy
+from harness import machine, save  # sets one thread, so it comes before numpy
 
 from samdistill.intensity import IntensityRule
 from samdistill.io.dataset import open_dataset
-from samdistill.io.files import write_text
 from samdistill.phantoms.folder import write
 from samdistill.refine import MINE, refine
 from samdistill.teacher import load_teacher
@@ -154,8 +153,7 @@ def main() -> None:
         },
         "encoder_seconds": encoders,
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    write_text(RESULTS, json.dumps(result, indent=1) + "\n")
+    save(result, RESULTS)
     print(json.dumps({key: value for key, value in result.items() if key != "machine"}, indent=1))
     assert result["continuous_over_supervised"] <= 1.5
 

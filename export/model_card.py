@@ -90,14 +90,11 @@ def _trust(manifest: Manifest) -> list[str]:
 def _score(score: ScoreRule | None) -> str:
     if score is None:
         return "They are too few to learn a score from: no answer is flagged."
-    error = (
-        "with an error that is not known, since no image could be left out: all are of one group"
-        if score.rmse is None
-        else f"with an error of {score.rmse:.2f} on images left out"
-    )
-    told = f"The score estimates an image's Dice {error}."
-    if score.accept is None or score.reject is None:
-        return f"{told} They are too few to accept or reject an answer by its score: all are for review."
+    # Where there is a score now, there were images to leave out; earlier bundles have their cards.
+    assert score.rmse is not None
+    assert score.accept is not None
+    assert score.reject is not None
+    told = f"The score estimates an image's Dice with an error of {score.rmse:.2f} on images left out."
     # Scores lie in 0..1; these bounds need not.
     accepted = f"An answer is accepted from a score of {score.accept:.2f} on"
     if score.accept > 1:

@@ -27,9 +27,9 @@ from samdistill.prompts import Prompts
 from samdistill.proof import prove
 from samdistill.runtime import Arrays, Engine
 from samdistill.teacher_frame import (
-    EMBED_PIXELS,
     TeacherFrame,
     TeacherMasks,
+    most_embedded,
     most_sets,
     most_upscaled,
     parts,
@@ -159,7 +159,7 @@ class BundledTeacher:
             TeacherFrame((image.shape[0], image.shape[1]), record.side, record.preprocessing)
             for image in map(check_image, images)
         ]
-        step = max(1, EMBED_PIXELS // record.side**2)
+        step = most_embedded(record.side)
         embeddings: list[BundledEmbedding] = []
         for start in range(0, len(images), step):
             part = frames[start : start + step]

@@ -101,7 +101,7 @@ def check_abstain(manifest: Manifest, abstain: float | None, mode: str | None = 
     if not 0 <= abstain <= 1:
         raise ValueError(f"abstain must be a Dice, 0..1, not {abstain}.")
     rule = manifest.quality
-    if rule is None or rule.student is rule.refined is None:
+    if rule is None or (rule.student is None and rule.refined is None):
         few = "without" if rule is None else "with too few"
         raise UsageError(
             f"abstain must be left out: this bundle does not judge its answers; it was exported {few} "

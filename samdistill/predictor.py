@@ -299,15 +299,14 @@ class Predictor:
         # Mode "refine" takes what the teacher says; "auto" may know better.
         routing = self.manifest.routing
         automatic = all(done[i].mode == "auto" for i in images)
+        least = routing.least_predicted_iou if automatic and routing is not None else -math.inf
         found = refine_images(
             self.teacher(),
             self.manifest,
             list(images.values()),
             [done[i].probability_maps for i in images],
             [done[i].masks for i in images],
-            least_predicted_iou=routing.least_predicted_iou
-            if automatic and routing is not None
-            else -math.inf,
+            least_predicted_iou=least,
             stability=stability,
         )
         answers = {}

@@ -12,7 +12,7 @@ from samdistill.geometry import MAX_ASPECT
 from samdistill.manifest import Part, TeacherRecord
 from samdistill.prompts import PromptConfig
 from samdistill.runtime.tensorrt import Profile, Shapes
-from samdistill.teacher_frame import EMBED_PIXELS, most_sets
+from samdistill.teacher_frame import most_embedded, most_sets
 
 MULTIPLE = 32
 LARGEST_BATCH = 8  # images of the student's, as `predict_batch` takes them
@@ -62,7 +62,7 @@ def profiles(part: Part, *, size: int, teacher: TeacherRecord | None) -> list[Pr
     assert teacher is not None
     side = teacher.side
     if part == "encoder":
-        most = max(1, EMBED_PIXELS // side**2)
+        most = most_embedded(side)
         pixels: dict[str, Shapes] = {
             "pixels": ((1, 3, side, side), (1, 3, side, side), (most, 3, side, side))
         }

@@ -145,6 +145,11 @@ class TeacherFrame:
         return maps if self.input_size == size else _interpolate(maps, size)
 
 
+def most_embedded(side: int) -> int:
+    """Count the images that one call of the encoder takes, of its input's side: 8 of `tiny`'s, 1 of SAM's."""
+    return max(1, EMBED_PIXELS // side**2)
+
+
 def most_sets(embedding: tuple[int, ...]) -> int:
     """Count the prompt sets that one call of the decoder takes, so that its memory is bounded.
 

@@ -86,7 +86,7 @@ def test_images_are_prepared_no_earlier_than_they_are_embedded(monkeypatch: pyte
 
     monkeypatch.setattr(teacher, "_prepare", counted)
     teacher.model.image_encoder.register_forward_hook(encoded)
-    monkeypatch.setattr("samdistill.teacher.sam.EMBED_PIXELS", 4 * 128 * 128 + 1)
+    monkeypatch.setattr("samdistill.teacher_frame.EMBED_PIXELS", 4 * 128 * 128 + 1)
     assert len(teacher.embed([picture((20, 30), seed) for seed in range(11)])) == 11
     assert most == 4
 

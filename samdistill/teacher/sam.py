@@ -21,10 +21,10 @@ from samdistill.proposals import Proposals
 from samdistill.teacher.decoder import PromptBatch, check_finite, decode, encode_prompts
 from samdistill.teacher.propose import ProposeConfig, propose
 from samdistill.teacher_frame import (
-    EMBED_PIXELS,
     Preprocessing,
     TeacherFrame,
     TeacherMasks,
+    most_embedded,
     most_sets,
     most_upscaled,
     parts,
@@ -109,7 +109,7 @@ class Teacher:
         for image in images:
             check_image(image)
         embeddings: list[Embedding] = []
-        step = max(1, EMBED_PIXELS // self.input_side**2)
+        step = most_embedded(self.input_side)
         for start in range(0, len(images), step):
             batch = images[start : start + step]
             part = [self._prepare(image) for image in batch]
